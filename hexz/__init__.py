@@ -1,0 +1,3 @@
+"""hexz-serve: open compressed ``.hxz`` snapshots and serve them, read-only and unchanged."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,176 @@
+"""Every kind of trouble has one class here; each carries its facts and says one line a user can act on.
+
+A class also says how the trouble looks from outside: the exit status of the
+process (sysexits.h), the HTTP status and the NBD errno.  Handlers read those
+attributes and never guess.
+"""
+
+from __future__ import annotations
+
+import errno
+
+__all__ = [
+    "BadRequest",
+    "BlockError",
+    "ConfigError",
+    "CorruptSnapshot",
+    "CryptographyMissing",
+    "HexzError",
+    "ListenError",
+    "NoSuchSnapshot",
+    "NotASnapshot",
+    "ParentMissing",
+    "PasswordNeeded",
+    "ShuttingDown",
+    "SnapshotError",
+    "SnapshotNotFound",
+    "SnapshotUnreadable",
+    "StorageError",
+    "SystemFailure",
+    "UnitError",
+    "UsageError",
+    "WrongPassword",
+]
+
+
+class HexzError(Exception):
+    """Base of all errors that hexz raises on purpose; ``str()`` is one line for the user."""
+
+    exit_status = 71
+    http_status = 500
+    nbd_errno = errno.EIO
+
+
+class UsageError(HexzError):
+    """The command line contradicts itself or lacks something."""
+
+    exit_status = 2
+    http_status = 400
+    nbd_errno = errno.EINVAL
+
+
+class UnitError(UsageError):
+    """A size, a number or a span that cannot be read or does not fit."""
+
+
+class ConfigError(HexzError):
+    """A configuration or secrets file that is wrong."""
+
+    exit_status = 78
+
+
+class SystemFailure(HexzError):
+    """The operating system refused something the process cannot do without."""
+
+    exit_status = 71
+
+
+class ListenError(HexzError):
+    """A listener that cannot be opened."""
+
+    exit_status = 69
+
+    def __init__(self, where: str, reason: str) -> None:
+        super().__init__(f"{where}: cannot listen: {reason}")
+        self.where = where
+        self.reason = reason
+
+
+class SnapshotError(HexzError):
+    """Trouble with one snapshot file as a whole."""
+
+    exit_status = 65
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path = path
+        self.reason = reason
+
+
+class SnapshotNotFound(SnapshotError):
+    """There is no such file, or no snapshot in the directory."""
+
+    exit_status = 66
+
+
+class SnapshotUnreadable(SnapshotError):
+    """The file is there, but this user may not read it."""
+
+    exit_status = 77
+
+
+class NotASnapshot(SnapshotError):
+    """The file is something else: wrong magic, version or no layout fits."""
+
+
+class CorruptSnapshot(SnapshotError):
+    """The header or the index contradicts itself, or points outside the file."""
+
+
+class ParentMissing(SnapshotError):
+    """A thin snapshot whose parent was not found where parents may be."""
+
+    exit_status = 66
+
+
+class PasswordNeeded(SnapshotError):
+    """An encrypted snapshot and no password."""
+
+    exit_status = 77
+
+
+class WrongPassword(SnapshotError):
+    """The password does not open the snapshot's first encrypted block."""
+
+    exit_status = 77
+
+
+class CryptographyMissing(SnapshotError):
+    """The optional ``cryptography`` package is needed and not installed."""
+
+    exit_status = 78
+
+
+class BlockError(HexzError):
+    """One block that cannot be served: CRC, length, tag or codec.  Other blocks go on."""
+
+    def __init__(self, path: str, stream: str, position: int, stored_offset: int, reason: str) -> None:
+        super().__init__(f"{path}: {stream} block at {position} (stored at {stored_offset}): {reason}")
+        self.path = path
+        self.stream = stream
+        self.position = position
+        self.stored_offset = stored_offset
+        self.reason = reason
+
+
+class StorageError(HexzError):
+    """The bytes behind a snapshot could not be read: an I/O error, or the file shrank."""
+
+    def __init__(self, where: str, offset: int, length: int, reason: str) -> None:
+        super().__init__(f"{where}: reading {length} bytes at {offset}: {reason}")
+        self.where = where
+        self.offset = offset
+        self.length = length
+        self.reason = reason
+
+
+class NoSuchSnapshot(HexzError):
+    """The catalog has no snapshot, stream or export of that name."""
+
+    exit_status = 66
+    http_status = 404
+    nbd_errno = errno.ENOENT
+
+
+class BadRequest(HexzError):
+    """A client broke a rule of its protocol."""
+
+    http_status = 400
+    nbd_errno = errno.EINVAL
+
+
+class ShuttingDown(HexzError):
+    """The daemon is draining and takes no new work."""
+
+    http_status = 503
+    nbd_errno = errno.ESHUTDOWN

@@ -1,0 +1,1 @@
+"""The bytes of a ``.hxz`` file: header, index, codec, writer.  Nothing here opens a file."""

@@ -1,0 +1,1 @@
+"""Sockets and threads: one small handler per protocol over the catalog."""
