@@ -32,6 +32,7 @@ def format_size(size: int) -> str:
     if size < 1024:
         return f"{size} B"
     value = float(size)
+    unit = ""
     for unit in ("KiB", "MiB", "GiB", "TiB", "PiB"):
         value /= 1024
         if value < 1024:

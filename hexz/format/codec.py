@@ -1,0 +1,106 @@
+"""One stored block in, one logical block out, and back (format.md section 5).
+
+Decompression releases the interpreter lock, so threads run it in parallel.  A
+`ZstdDecompressor` is not safe to share between threads: each thread has its own.
+"""
+
+from __future__ import annotations
+
+import threading
+import zlib
+
+import lz4.block
+import zstandard
+
+from hexz.format.header import Compression
+
+__all__ = ["BlockDamage", "Codec", "Encoder", "crc32"]
+
+MAX_WINDOW = 128 << 20
+"""Largest zstd window accepted, bytes: the format's own levels ask for at most this."""
+
+crc32 = zlib.crc32
+
+
+class BlockDamage(Exception):
+    """A stored block that does not decode to exactly its logical length; the text says why."""
+
+
+class Codec:
+    """Decodes the blocks of one file; safe to use from several threads."""
+
+    def __init__(self, compression: Compression, dictionary: bytes | None = None) -> None:
+        self._is_lz4 = compression is Compression.LZ4
+        self._dictionary = zstandard.ZstdCompressionDict(dictionary) if dictionary else None
+        self._local = threading.local()
+
+    def decode(self, stored: bytes, logical_length: int) -> bytes:
+        """The block's bytes, exactly `logical_length` of them.
+
+        The caller has checked `logical_length` against the largest block.
+        Raises: BlockDamage.
+        """
+        return self._lz4(stored, logical_length) if self._is_lz4 else self._zstd(stored, logical_length)
+
+    def _lz4(self, stored: bytes, logical_length: int) -> bytes:
+        prefix = int.from_bytes(stored[:4], "little")
+        if len(stored) < 5 or prefix != logical_length:
+            raise BlockDamage(f"LZ4 block claims {prefix} bytes, the index {logical_length}")
+        try:
+            # With its prefix, already checked, the decoder takes the block as it is: no copy of the rest.
+            block: bytes = lz4.block.decompress(stored)
+        except (lz4.block.LZ4BlockError, ValueError, MemoryError) as error:
+            raise BlockDamage(f"LZ4: {error}") from None
+        if len(block) != logical_length:
+            raise BlockDamage(f"LZ4 block holds {len(block)} bytes, the index says {logical_length}")
+        return block
+
+    def _zstd(self, stored: bytes, logical_length: int) -> bytes:
+        try:
+            decompressor = self._local.zstd
+        except AttributeError:
+            decompressor = self._local.zstd = zstandard.ZstdDecompressor(
+                dict_data=self._dictionary, max_window_size=MAX_WINDOW
+            )
+        try:
+            claimed = zstandard.frame_content_size(stored)
+            if claimed > logical_length:
+                raise BlockDamage(f"Zstandard frame claims {claimed} bytes, the index says {logical_length}")
+            block: bytes = decompressor.decompress(stored, max_output_size=logical_length)
+        except (zstandard.ZstdError, MemoryError) as error:
+            raise BlockDamage(f"Zstandard: {error}") from None
+        if len(block) != logical_length:
+            raise BlockDamage(f"Zstandard frame holds {len(block)} bytes, the index says {logical_length}")
+        return block
+
+
+class Encoder:
+    """Encodes blocks for a new file; one for each thread.
+
+    `level` is the codec's own: for lz4 0 is the fast mode and 1 to 12 the
+    high-compression one, for zstd 1 to 22.
+    """
+
+    def __init__(
+        self, compression: Compression, level: int | None = None, dictionary: bytes | None = None
+    ) -> None:
+        self._level = level
+        self._zstd: zstandard.ZstdCompressor | None = None
+        if compression is Compression.ZSTD:
+            trained = zstandard.ZstdCompressionDict(dictionary) if dictionary else None
+            self._zstd = zstandard.ZstdCompressor(
+                level=3 if level is None else level,
+                dict_data=trained,
+                write_checksum=False,
+                write_content_size=True,
+            )
+
+    def encode(self, block: bytes) -> bytes:
+        """The stored form of one block."""
+        if self._zstd is not None:
+            return bytes(self._zstd.compress(block))
+        if self._level:
+            return bytes(
+                lz4.block.compress(block, mode="high_compression", compression=self._level, store_size=True)
+            )
+        return bytes(lz4.block.compress(block, store_size=True))

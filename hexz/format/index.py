@@ -1,0 +1,303 @@
+"""The master index, its pages and their entries (format.md section 4).
+
+A page's entries are kept as columns (one array a field, sliced out of the raw
+bytes in C), since a page has up to 4096 of them and a terabyte has 4096 pages.
+"""
+
+from __future__ import annotations
+
+import struct
+import sys
+from array import array
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from itertools import accumulate
+from typing import NamedTuple
+
+from hexz.format.header import HEADER_SIZE, Header
+
+__all__ = [
+    "MAX_BLOCK",
+    "MAX_INDEX",
+    "MAX_PAGE_ENTRIES",
+    "PARENT_OFFSET",
+    "DamagedIndex",
+    "Entry",
+    "MasterIndex",
+    "Page",
+    "PageRecord",
+    "build_master_index",
+    "build_page",
+    "check_records",
+    "index_fits",
+    "parse_master_index",
+    "parse_page",
+]
+
+MAX_PAGE_ENTRIES = 4096
+MAX_BLOCK = 64 << 20
+"""Largest stored block accepted, logical bytes: the released writers were tried up to here."""
+MAX_INDEX = 64 << 20
+"""Largest master index accepted, bytes: 2.3 million pages."""
+MAX_U64 = (1 << 64) - 1
+PARENT_OFFSET = MAX_U64
+"""Stored offset of an entry whose bytes live in a parent."""
+ENTRY_SIZES = (20, 52)
+HASH_SIZE = 32
+
+_U64 = struct.Struct("<Q")
+_RECORD = struct.Struct("<QIQQ")
+_SIZES = struct.Struct("<QQ")
+_ENTRY52 = struct.Struct("<QIII32s")
+_ALL_ONES = 0xFFFF_FFFF
+
+
+class DamagedIndex(Exception):
+    """The master index or a page contradicts itself; the text says how, without the file's name."""
+
+
+class PageRecord(NamedTuple):
+    """Where a page lies, and what it begins with; bytes, except the block number."""
+
+    offset: int
+    length: int
+    first_block: int
+    position: int
+
+
+class MasterIndex(NamedTuple):
+    """Both streams' pages and logical sizes in bytes; `length` is the index's own size in bytes."""
+
+    main: list[PageRecord]
+    aux: list[PageRecord]
+    main_size: int
+    aux_size: int
+    length: int
+
+
+class Entry(NamedTuple):
+    """One block: where it is stored and what it holds; lengths in bytes.
+
+    `hash` is the BLAKE3-256 of the logical bytes, empty in files of 20-byte entries.
+    """
+
+    stored_offset: int
+    stored_length: int
+    logical_length: int
+    crc: int
+    hash: bytes = b""
+
+    @property
+    def in_parent(self) -> bool:
+        """The block lives in a parent."""
+        return self.stored_offset == PARENT_OFFSET
+
+    @property
+    def is_zero(self) -> bool:
+        """The block is zeros, nothing is stored."""
+        return self.stored_length == 0 and self.stored_offset != PARENT_OFFSET
+
+
+def parse_master_index(data: bytes) -> MasterIndex:
+    """The master index that begins at `data[0]`; what follows it is ignored.
+
+    Raises: DamagedIndex when it is cut off, or its counts exceed the bytes that are there.
+    """
+    position = 0
+    lists: list[list[PageRecord]] = []
+    for _ in range(2):
+        if len(data) - position < _U64.size:
+            raise DamagedIndex("the master index is cut off")
+        count = _U64.unpack_from(data, position)[0]
+        position += _U64.size
+        if count > (len(data) - position) // _RECORD.size:
+            raise DamagedIndex(f"the master index lists {count} pages, more than the file can hold")
+        end = position + count * _RECORD.size
+        lists.append([PageRecord(*fields) for fields in _RECORD.iter_unpack(data[position:end])])
+        position = end
+    if len(data) - position < _SIZES.size:
+        raise DamagedIndex("the master index is cut off")
+    main_size, aux_size = _SIZES.unpack_from(data, position)
+    return MasterIndex(lists[0], lists[1], main_size, aux_size, position + _SIZES.size)
+
+
+def index_fits(header: Header, index: MasterIndex) -> bool:
+    """The header's two stream flags agree with the pages listed (format.md section 3, rule 5)."""
+    return header.has_main == bool(index.main) and header.has_aux == bool(index.aux)
+
+
+def check_records(records: Sequence[PageRecord], size: int, index_offset: int) -> int:
+    """The sum of the pages' lengths in bytes, once the records make sense for a stream of `size` bytes.
+
+    Raises: DamagedIndex when a page lies outside the block area, has an impossible
+    length, or the logical positions do not run upwards from 0 within the stream.
+    """
+    last = 0
+    total = 0
+    for number, record in enumerate(records):
+        if not HEADER_SIZE <= record.offset <= index_offset - record.length:
+            raise DamagedIndex(f"page {number} lies outside the block area")
+        entries, rest = divmod(record.length - 8, 52)
+        if rest:
+            entries, rest = divmod(record.length - 8, 20)
+        if rest or not 1 <= entries <= MAX_PAGE_ENTRIES:
+            raise DamagedIndex(f"page {number} has an impossible length of {record.length} bytes")
+        if record.position < last or record.position > size:
+            raise DamagedIndex(
+                f"page {number} begins at {record.position}, out of order or past the stream's end"
+            )
+        if record.first_block > MAX_U64 - MAX_PAGE_ENTRIES:
+            raise DamagedIndex(f"page {number} has an impossible block number")
+        last = record.position
+        total += record.length
+    if records and records[0].position != 0:
+        raise DamagedIndex("the first page does not begin at 0")
+    return total
+
+
+class Page:
+    """The entries of one page as columns, and the logical position where each block begins.
+
+    `uniform` is the length in bytes that every block but the last has, or 0 when
+    blocks differ: with it a position is found by one division, else by bisection.
+    """
+
+    __slots__ = ("_high", "_low", "_raw", "count", "crc", "end", "entry_size", "first_block", "logical", "start",
+                 "starts", "stored", "uniform")  # fmt: skip
+
+    def __init__(self, raw: bytes, record: PageRecord, entry_size: int, count: int) -> None:
+        words = array("I")
+        words.frombytes(raw[8:])
+        if sys.byteorder == "big":
+            words.byteswap()
+        stride = entry_size // 4
+        self.count = count
+        self.entry_size = entry_size
+        self.first_block = record.first_block
+        self.start = record.position
+        self._low = words[0::stride]
+        self._high = words[1::stride]
+        self.stored = words[2::stride]
+        self.logical = words[3::stride]
+        self.crc = words[4::stride]
+        self._raw = raw if entry_size == 52 else b""
+        self.end = record.position + sum(self.logical)
+        first = self.logical[0]
+        self.uniform = 0
+        self.starts: Sequence[int] = ()
+        if 0 < self.logical[-1] <= first and self.logical[:-1].count(first) == count - 1:
+            self.uniform = first
+        else:
+            self.starts = list(accumulate(self.logical[:-1], initial=self.start))
+
+    @property
+    def cost(self) -> int:
+        """Bytes of memory that the page holds, roughly."""
+        return self.count * 20 + len(self._raw) + len(self.starts) * 40
+
+    def find(self, position: int) -> int:
+        """The number within the page of the block that covers `position`, which must lie in [start, end)."""
+        if self.uniform:
+            return (position - self.start) // self.uniform
+        return bisect_right(self.starts, position) - 1
+
+    def block_start(self, number: int) -> int:
+        """The logical position where block `number` of the page begins."""
+        return self.start + number * self.uniform if self.uniform else self.starts[number]
+
+    def stored_offset(self, number: int) -> int:
+        """Where block `number` is stored in the file; `PARENT_OFFSET` if it is in a parent."""
+        return self._low[number] | self._high[number] << 32
+
+    def hash(self, number: int) -> bytes:
+        """The recorded BLAKE3-256 of block `number`; empty in files of 20-byte entries."""
+        if not self._raw:
+            return b""
+        start = 8 + number * 52 + 20
+        return self._raw[start : start + HASH_SIZE]
+
+    def hash_words(self) -> array[int]:
+        """The first four bytes of every block's hash as an integer, in one array."""
+        words = array("I")
+        words.frombytes(self._raw[8:])
+        return words[5::13]
+
+    def entry(self, number: int) -> Entry:
+        """Block `number` as one value."""
+        return Entry(
+            self.stored_offset(number),
+            self.stored[number],
+            self.logical[number],
+            self.crc[number],
+            self.hash(number),
+        )
+
+    def only_data(self) -> bool:
+        """Every block of the page is stored data: neither zero nor in a parent."""
+        return not self.stored.count(0)
+
+    def in_parent(self, number: int) -> bool:
+        """Block `number` lives in a parent."""
+        return self.stored[number] == 0 and self._high[number] == _ALL_ONES and self._low[number] == _ALL_ONES
+
+
+def parse_page(raw: bytes, record: PageRecord, end: int, index_offset: int) -> Page:
+    """The page at `record`, whose blocks must end at logical position `end`.
+
+    Raises: DamagedIndex when the length, the positions, or any entry cannot be right.
+    """
+    if len(raw) != record.length or len(raw) < 8:
+        raise DamagedIndex("the page is cut off")
+    count = _U64.unpack_from(raw)[0]
+    if not 1 <= count <= MAX_PAGE_ENTRIES:
+        raise DamagedIndex(f"the page claims {count} blocks: 1 to {MAX_PAGE_ENTRIES} are possible")
+    for entry_size in ENTRY_SIZES:
+        if len(raw) == 8 + entry_size * count:
+            break
+    else:
+        raise DamagedIndex(f"the page has {len(raw)} bytes, which fits no entry size for {count} blocks")
+    page = Page(raw, record, entry_size, count)
+    if page.end != end:
+        raise DamagedIndex(f"the page's blocks end at {page.end}, the next begins at {end}")
+    if max(page.logical) > MAX_BLOCK:
+        _check_large_blocks(page)
+    _check_places(page, index_offset)
+    return page
+
+
+def _check_large_blocks(page: Page) -> None:
+    # A zero or parent entry allocates nothing by its length; only data is decoded as a whole.
+    for number in range(page.count):
+        if page.stored[number] and page.logical[number] > MAX_BLOCK:
+            raise DamagedIndex(f"a block of {page.logical[number]} bytes: at most {MAX_BLOCK} are accepted")
+
+
+def _check_places(page: Page, index_offset: int) -> None:
+    # The common page is all data below the index: two C-speed scans prove it, the loop runs only else.
+    for number, (low, high, stored) in enumerate(zip(page._low, page._high, page.stored)):
+        if stored:
+            offset = low | high << 32
+            if offset < HEADER_SIZE or offset + stored > index_offset:
+                raise DamagedIndex(f"block {page.first_block + number} is stored outside the block area")
+        elif (low or high) and not (low == _ALL_ONES and high == _ALL_ONES):
+            raise DamagedIndex(f"block {page.first_block + number} has a place and no length")
+
+
+def build_page(entries: Iterable[Entry]) -> bytes:
+    """A page of 52-byte entries; entries without a hash get zeros (format.md section 16)."""
+    packed = [
+        _ENTRY52.pack(e.stored_offset, e.stored_length, e.logical_length, e.crc, e.hash) for e in entries
+    ]
+    return _U64.pack(len(packed)) + b"".join(packed)
+
+
+def build_master_index(
+    main: Sequence[PageRecord], aux: Sequence[PageRecord], main_size: int, aux_size: int
+) -> bytes:
+    """The bytes of a master index."""
+    parts = []
+    for records in (main, aux):
+        parts.append(_U64.pack(len(records)))
+        parts.extend(_RECORD.pack(*record) for record in records)
+    parts.append(_SIZES.pack(main_size, aux_size))
+    return b"".join(parts)
