@@ -31,10 +31,9 @@ def format_size(size: int) -> str:
     """A size in bytes for people: ``512 B``, ``64.0 KiB``, ``1.5 TiB``."""
     if size < 1024:
         return f"{size} B"
-    value = float(size)
-    unit = ""
-    for unit in ("KiB", "MiB", "GiB", "TiB", "PiB"):
-        value /= 1024
+    value = size / 1024
+    for unit in ("KiB", "MiB", "GiB", "TiB"):
         if value < 1024:
-            break
-    return f"{value:.1f} {unit}"
+            return f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} PiB"

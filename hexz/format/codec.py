@@ -81,9 +81,7 @@ class Encoder:
     high-compression one, for zstd 1 to 22.
     """
 
-    def __init__(
-        self, compression: Compression, level: int | None = None, dictionary: bytes | None = None
-    ) -> None:
+    def __init__(self, compression: Compression, level: int | None = None, dictionary: bytes | None = None) -> None:
         self._level = level
         self._zstd: zstandard.ZstdCompressor | None = None
         if compression is Compression.ZSTD:
@@ -100,7 +98,5 @@ class Encoder:
         if self._zstd is not None:
             return bytes(self._zstd.compress(block))
         if self._level:
-            return bytes(
-                lz4.block.compress(block, mode="high_compression", compression=self._level, store_size=True)
-            )
+            return bytes(lz4.block.compress(block, mode="high_compression", compression=self._level, store_size=True))
         return bytes(lz4.block.compress(block, store_size=True))

@@ -181,7 +181,7 @@ def _parse(region: bytes, file_size: int, variant: Variant) -> Header:
     _, _, block_size, index_offset = _FIXED.unpack_from(region)
     fields = _Fields(region[:HEADER_SIZE], _FIXED.size)
     if variant is Variant.A:
-        parents = (fields.text(),) if fields.flag("parent tag") else ()
+        parents: tuple[str, ...] = (fields.text(),) if fields.flag("parent tag") else ()
     else:
         count = fields.u64()
         if count > MAX_PARENTS:
@@ -226,9 +226,7 @@ def _check_places(
         if piece is not None and (piece.offset < HEADER_SIZE or piece.end > file_size):
             raise HeaderError(f"the {what} is said to be at {piece.offset}+{piece.length}, outside the file")
     if dictionary is not None and dictionary.length > MAX_DICTIONARY:
-        raise HeaderError(
-            f"the dictionary has {dictionary.length} bytes: at most {MAX_DICTIONARY} are possible"
-        )
+        raise HeaderError(f"the dictionary has {dictionary.length} bytes: at most {MAX_DICTIONARY} are possible")
 
 
 def build_header(header: Header) -> bytes:

@@ -143,9 +143,7 @@ def check_records(records: Sequence[PageRecord], size: int, index_offset: int) -
         if rest or not 1 <= entries <= MAX_PAGE_ENTRIES:
             raise DamagedIndex(f"page {number} has an impossible length of {record.length} bytes")
         if record.position < last or record.position > size:
-            raise DamagedIndex(
-                f"page {number} begins at {record.position}, out of order or past the stream's end"
-            )
+            raise DamagedIndex(f"page {number} begins at {record.position}, out of order or past the stream's end")
         if record.first_block > MAX_U64 - MAX_PAGE_ENTRIES:
             raise DamagedIndex(f"page {number} has an impossible block number")
         last = record.position
@@ -285,15 +283,11 @@ def _check_places(page: Page, index_offset: int) -> None:
 
 def build_page(entries: Iterable[Entry]) -> bytes:
     """A page of 52-byte entries; entries without a hash get zeros (format.md section 16)."""
-    packed = [
-        _ENTRY52.pack(e.stored_offset, e.stored_length, e.logical_length, e.crc, e.hash) for e in entries
-    ]
+    packed = [_ENTRY52.pack(e.stored_offset, e.stored_length, e.logical_length, e.crc, e.hash) for e in entries]
     return _U64.pack(len(packed)) + b"".join(packed)
 
 
-def build_master_index(
-    main: Sequence[PageRecord], aux: Sequence[PageRecord], main_size: int, aux_size: int
-) -> bytes:
+def build_master_index(main: Sequence[PageRecord], aux: Sequence[PageRecord], main_size: int, aux_size: int) -> bytes:
     """The bytes of a master index."""
     parts = []
     for records in (main, aux):

@@ -66,9 +66,7 @@ def parse_manifest(metadata: dict[str, Any], disk_size: int, memory_size: int) -
         limit = memory_size if in_memory else disk_size
         offset, size = _number(item, "offset", path), _number(item, "size", path)
         if offset + size > limit:
-            raise ManifestError(
-                f"the manifest puts {path!r} at {offset}+{size}, past the stream's end at {limit}"
-            )
+            raise ManifestError(f"the manifest puts {path!r} at {offset}+{size}, past the stream's end at {limit}")
         stream = "memory" if in_memory else "disk"
         mode, mtime = _number(item, "mode", path, 0o100644), _number(item, "mtime", path, 0)
         files.append(ArchivedFile(path, stream, offset, size, mode, mtime))
@@ -88,7 +86,5 @@ def _path(item: Any) -> str:
 def _number(item: dict[str, Any], key: str, path: str, default: int | None = None) -> int:
     value = item.get(key, default)
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_POSITION:
-        raise ManifestError(
-            f"the manifest's {key} of {path!r} is {value!r}, not a number of bytes or seconds"
-        )
+        raise ManifestError(f"the manifest's {key} of {path!r} is {value!r}, not a number of bytes or seconds")
     return value

@@ -1,0 +1,197 @@
+"""The block cache: bounded in bytes, lock-free on a hit, one decompression per missing block.
+
+A reader keeps a reference to the `Block` itself and looks at its `data`: while it
+is not None, that is a hit, with no table and no lock involved.  Eviction sets
+`data` to None, and whoever still holds views of it keeps the bytes alive by them.
+
+Which block goes is decided by the clock algorithm, an approximation of least
+recently used that needs no bookkeeping on a hit: the hand passes blocks in the
+order they came, spares those used since it last passed, and evicts the first
+that was not.  `Block.fresh` is that mark turned round (True: not used yet), so
+that a hit on a used block writes nothing.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Hashable
+from typing import NamedTuple
+
+__all__ = ["EMPTY", "Block", "BlockCache", "CacheCounts"]
+
+
+class Block:
+    """One decompressed block, or the place where one was."""
+
+    __slots__ = ("ahead", "data", "fresh", "key")
+
+    def __init__(self, key: Hashable, data: memoryview | None, fresh: bool = False) -> None:
+        self.key = key
+        self.data = data
+        self.fresh = fresh
+        self.ahead: Callable[[], None] | None = None
+
+    def touch(self) -> None:
+        """First use since the clock's hand passed: mark it, and let read-ahead go on."""
+        self.fresh = False
+        ahead, self.ahead = self.ahead, None
+        if ahead is not None:
+            ahead()
+
+
+EMPTY = Block(None, None)
+"""Stands where no block was loaded yet."""
+
+
+class CacheCounts(NamedTuple):
+    """What the cache did since it was made; `held` and `budget` are bytes."""
+
+    loads: int
+    failures: int
+    waits: int
+    evictions: int
+    blocks: int
+    held: int
+    budget: int
+
+
+class _Loading:
+    """A block that some thread is decompressing now; others wait on the gate."""
+
+    __slots__ = ("block", "error", "gate")
+
+    def __init__(self) -> None:
+        self.gate = threading.Lock()
+        self.gate.acquire()
+        self.block: Block | None = None
+        self.error: BaseException | None = None
+
+
+class BlockCache:
+    """Blocks by key, `budget` bytes at most; shared by all snapshots and protocols."""
+
+    def __init__(self, budget: int) -> None:
+        self.budget = budget
+        self._lock = threading.Lock()  # guards everything below; never held while a block is made
+        self._table: dict[Hashable, Block] = {}
+        self._hand: deque[Block] = deque()
+        self._loading: dict[Hashable, _Loading] = {}
+        self._held = 0
+        self._loads = 0
+        self._failures = 0
+        self._waits = 0
+        self._evictions = 0
+
+    def find(self, key: Hashable) -> Block | None:
+        """The block if it is in the cache.  Takes no lock."""
+        return self._table.get(key)
+
+    def load(
+        self,
+        key: Hashable,
+        length: int,
+        decode: Callable[[], bytes],
+        fresh: bool = False,
+        ahead: Callable[[], None] | None = None,
+    ) -> Block:
+        """The block of `length` bytes under `key`, from the cache or made by `decode`.
+
+        When several threads ask for a missing block, one decodes and the others wait
+        for it.  A block larger than the budget is returned without being kept.
+        `fresh` says that nobody has asked for it yet; `ahead` runs when somebody does.
+        Raises: whatever `decode` raises, in every thread that waited.
+        """
+        with self._lock:
+            block = self._table.get(key)
+            loading = None if block is not None else self._loading.get(key)
+            mine = block is None and loading is None
+            if mine:
+                loading = self._loading[key] = _Loading()
+            elif loading is not None:
+                self._waits += 1
+        if block is not None:
+            return block
+        assert loading is not None
+        return self._make(key, length, decode, loading, fresh, ahead) if mine else self._wait(loading)
+
+    @staticmethod
+    def _wait(loading: _Loading) -> Block:
+        with loading.gate:
+            if loading.block is None:
+                assert loading.error is not None
+                raise loading.error
+            return loading.block
+
+    def _make(
+        self,
+        key: Hashable,
+        length: int,
+        decode: Callable[[], bytes],
+        loading: _Loading,
+        fresh: bool,
+        ahead: Callable[[], None] | None,
+    ) -> Block:
+        try:
+            block = Block(key, memoryview(decode()), fresh)
+            block.ahead = ahead
+        except BaseException as error:
+            loading.error = error
+            with self._lock:
+                self._failures += 1
+                del self._loading[key]
+            loading.gate.release()
+            raise
+        loading.block = block
+        with self._lock:
+            self._loads += 1
+            del self._loading[key]
+            if length <= self.budget:
+                self._evict(self.budget - length)
+                self._table[key] = block
+                self._hand.append(block)
+                self._held += length
+        loading.gate.release()
+        return block
+
+    def _evict(self, room: int) -> None:
+        # Called with the lock.  Two rounds at most: the first clears every mark.
+        hand = self._hand
+        while self._held > room:
+            block = hand.popleft()
+            data = block.data
+            if data is None:
+                continue
+            if not block.fresh:
+                block.fresh = True
+                hand.append(block)
+                continue
+            self._drop(block, data)
+            self._evictions += 1
+
+    def _drop(self, block: Block, data: memoryview) -> None:
+        del self._table[block.key]
+        self._held -= len(data)
+        block.data = None
+        block.ahead = None
+
+    def forget(self, belongs: Callable[[Hashable], bool]) -> None:
+        """Drop every block whose key `belongs`, as when a snapshot is closed."""
+        with self._lock:
+            for block in [block for key, block in self._table.items() if belongs(key)]:
+                if block.data is not None:
+                    self._drop(block, block.data)
+            self._hand = deque(block for block in self._hand if block.data is not None)
+
+    def counts(self) -> CacheCounts:
+        """The figures now, consistent with each other."""
+        with self._lock:
+            return CacheCounts(
+                self._loads,
+                self._failures,
+                self._waits,
+                self._evictions,
+                len(self._table),
+                self._held,
+                self.budget,
+            )

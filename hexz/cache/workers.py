@@ -1,0 +1,55 @@
+"""A few threads that decompress blocks somebody will want soon."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from queue import SimpleQueue
+
+__all__ = ["Workers"]
+
+MAX_QUEUED = 1024
+"""Most tasks waiting at once; more are declined, since every task here is a favour."""
+
+
+class Workers:
+    """`count` daemon threads over one queue, started with the first task (so never before a fork)."""
+
+    def __init__(self, count: int | None = None) -> None:
+        self.count = (os.cpu_count() or 1) if count is None else count
+        self._tasks: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._lock = threading.Lock()
+        self._started = False  # guarded by _lock
+
+    def offer(self, task: Callable[[], None]) -> bool:
+        """Queue `task`, which must not raise; False when there is no thread or no room for it."""
+        if not self.count or self._tasks.qsize() >= MAX_QUEUED:
+            return False
+        if not self._started:
+            self._start()
+        self._tasks.put(task)
+        return True
+
+    def _start(self) -> None:
+        with self._lock:
+            if self._started:
+                return
+            for number in range(self.count):
+                threading.Thread(target=self._run, name=f"decode-{number}", daemon=True).start()
+            self._started = True
+
+    def stop(self) -> None:
+        """Let the threads end once the queue is empty; a later `offer` starts new ones."""
+        with self._lock:
+            if self._started:
+                for _ in range(self.count):
+                    self._tasks.put(None)
+            self._started = False
+
+    def _run(self) -> None:
+        while True:
+            task = self._tasks.get()
+            if task is None:
+                return
+            task()

@@ -1,0 +1,20 @@
+"""Open snapshots and read their streams: the lock-free reader, extents, parents."""
+
+from hexz.snapshot.context import DEFAULT_CACHE, OpenContext, new_context
+from hexz.snapshot.extents import DATA, PARENT, ZERO, Extent
+from hexz.snapshot.opening import open_snapshot
+from hexz.snapshot.snapshot import Snapshot
+from hexz.snapshot.stream import Stream
+
+__all__ = [
+    "DATA",
+    "DEFAULT_CACHE",
+    "PARENT",
+    "ZERO",
+    "Extent",
+    "OpenContext",
+    "Snapshot",
+    "Stream",
+    "new_context",
+    "open_snapshot",
+]

@@ -1,0 +1,47 @@
+"""What all snapshots of a process share: caches, threads, and where parents and passwords come from."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from hexz.cache import BlockCache, Workers
+from hexz.snapshot.pages import PageCache
+
+if TYPE_CHECKING:
+    from hexz.snapshot.snapshot import Snapshot
+
+__all__ = ["DEFAULT_CACHE", "OpenContext", "new_context"]
+
+DEFAULT_CACHE = 256 << 20
+"""Bytes of decompressed blocks kept when nothing else is asked for."""
+SMALLEST_INDEX_CACHE = 8 << 20
+LARGEST_INDEX_CACHE = 64 << 20
+
+
+class OpenContext(NamedTuple):
+    """The shared parts; one context for a process is usual.
+
+    `opened` has each open snapshot by path and identity, so that a base which is
+    served itself and supplies its children is open, and cached, once.
+    """
+
+    blocks: BlockCache
+    pages: PageCache
+    workers: Workers
+    opened: dict[tuple[str, str], Snapshot]
+    password: bytes | None = None
+    parent_dirs: tuple[str, ...] = ()
+
+
+def new_context(
+    cache_size: int = DEFAULT_CACHE,
+    password: bytes | None = None,
+    parent_dirs: tuple[str, ...] = (),
+    workers: int | None = None,
+) -> OpenContext:
+    """Fresh caches: `cache_size` bytes of blocks, and a quarter of that for the index (8 to 64 MiB).
+
+    `workers` is the number of threads that decompress ahead; default one for each core.
+    """
+    index = min(max(cache_size // 4, SMALLEST_INDEX_CACHE), LARGEST_INDEX_CACHE)
+    return OpenContext(BlockCache(cache_size), PageCache(index), Workers(workers), {}, password, parent_dirs)

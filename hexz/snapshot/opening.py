@@ -1,0 +1,244 @@
+"""Open a snapshot: which layout it has, whether its parts agree, its key, its parents.
+
+Cost is in the number of pages listed, never in the number of blocks: index pages
+are read when a position in them is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from typing import NamedTuple
+
+from hexz.errors import (
+    CorruptSnapshot,
+    CryptographyMissing,
+    NotASnapshot,
+    ParentMissing,
+    PasswordNeeded,
+    SnapshotNotFound,
+    SnapshotUnreadable,
+    WrongPassword,
+)
+from hexz.format.codec import BlockDamage, Codec
+from hexz.format.crypto import BlockCipher, CryptographyNeeded, TagMismatch, derive_key
+from hexz.format.header import HEADER_SIZE, Compression, Header, HeaderError, Variant, header_candidates
+from hexz.format.index import (
+    MAX_INDEX,
+    DamagedIndex,
+    MasterIndex,
+    check_records,
+    index_fits,
+    parse_master_index,
+)
+from hexz.format.metadata import MAX_METADATA
+from hexz.snapshot.context import OpenContext
+from hexz.snapshot.snapshot import Parts, Snapshot
+from hexz.storage import LocalFile, Storage
+
+__all__ = ["MAX_ANCESTORS", "MAX_CHAIN", "open_snapshot"]
+
+MAX_CHAIN = 64
+"""Longest chain of parents followed."""
+MAX_ANCESTORS = 256
+"""Most ancestors of one snapshot in all."""
+MAX_PAGES_PROBED = 4
+"""Index pages looked at to find the first encrypted block when the password is tried."""
+
+
+class _Family(NamedTuple):
+    """Who is being opened: the identities from the first child down to here, and the count of all so far."""
+
+    line: tuple[str, ...]
+    opened: list[str]
+
+
+def open_snapshot(path: str, context: OpenContext) -> Snapshot:
+    """Open the snapshot at `path` with its parents; `close` it when done.
+
+    Raises: a SnapshotError that says what is wrong with which file; SystemFailure.
+    """
+    return _open(path, context, _Family((), []))
+
+
+def _open(path: str, context: OpenContext, family: _Family) -> Snapshot:
+    storage = LocalFile(os.path.realpath(path))
+    shared = context.opened.get((storage.name, storage.identity))
+    if shared is not None and storage.identity not in family.line and shared.retain():
+        storage.close()
+        return shared
+    parents: list[Snapshot] = []
+    try:
+        header, index = _read_structure(storage)
+        line = (*family.line, storage.identity)
+        if storage.identity in family.line:
+            raise CorruptSnapshot(path, "is its own ancestor: the parents form a circle")
+        if len(line) > MAX_CHAIN or len(family.opened) >= MAX_ANCESTORS:
+            raise CorruptSnapshot(path, f"too many parents: at most {MAX_CHAIN} deep and {MAX_ANCESTORS} in all")
+        family.opened.append(storage.identity)
+        for stored in header.parents:
+            parents.append(_open_parent(path, stored, context, _Family(line, family.opened)))
+        cipher = _cipher(storage, header, context.password)
+        parts = Parts(
+            storage,
+            header,
+            index,
+            _layout(storage, header, index),
+            _identity(storage, header, index, parents),
+            _codec(storage, header),
+            cipher,
+            _metadata(storage, header),
+            tuple(parents),
+        )
+        snapshot = Snapshot(parts, context)
+        if cipher is not None:
+            _try_password(snapshot)
+        context.opened[snapshot.key] = snapshot
+        return snapshot
+    except BaseException:
+        storage.close()
+        for parent in parents:
+            parent.close()
+        raise
+
+
+def _read_structure(storage: Storage) -> tuple[Header, MasterIndex]:
+    """The header and the index that agree with each other (format.md section 3)."""
+    name = storage.name
+    try:
+        candidates = header_candidates(storage.read(0, min(HEADER_SIZE, storage.size)), storage.size)
+    except HeaderError as error:
+        raise NotASnapshot(name, str(error)) from None
+    reason = "the index does not fit the header"
+    for header in candidates:
+        available = storage.size - header.index_offset
+        try:
+            index = parse_master_index(storage.read(header.index_offset, min(available, MAX_INDEX)))
+        except DamagedIndex as error:
+            reason = str(error)
+            continue
+        if index_fits(header, index):
+            _check_index(name, storage.size, header, index)
+            return header, index
+    raise CorruptSnapshot(name, reason)
+
+
+def _check_index(name: str, file_size: int, header: Header, index: MasterIndex) -> None:
+    try:
+        total = check_records(index.main, index.main_size, header.index_offset)
+        total += check_records(index.aux, index.aux_size, header.index_offset)
+    except DamagedIndex as error:
+        raise CorruptSnapshot(name, str(error)) from None
+    if total > file_size:
+        raise CorruptSnapshot(name, "the index pages together are larger than the file: they overlap")
+
+
+def _layout(storage: Storage, header: Header, index: MasterIndex) -> str:
+    """A20, A52, B52 or C52; a file without blocks has no entry size and is called by its header alone."""
+    records = index.main or index.aux
+    if not records:
+        return "A" if header.variant is Variant.A else "B"
+    count = int.from_bytes(storage.read(records[0].offset, 8), "little")
+    entry_size = (records[0].length - 8) // count if count else 0
+    letter = "A" if header.variant is Variant.A else "C" if header.cdc is not None else "B"
+    return f"{letter}{entry_size}"
+
+
+def _identity(storage: Storage, header: Header, index: MasterIndex, parents: list[Snapshot]) -> bytes:
+    # Reading every block would be the only perfect identity.  Header, index and modification time change with
+    # any rewrite, and cost nothing for a file of any size; what parents supply is part of the content.
+    digest = hashlib.blake2b(storage.read(0, HEADER_SIZE), digest_size=32)
+    digest.update(storage.read(header.index_offset, index.length))
+    digest.update(f"{storage.size}:{storage.modified_ns}".encode())
+    for parent in parents:
+        digest.update(parent.digest("file").encode())
+    return digest.digest()
+
+
+def _codec(storage: Storage, header: Header) -> Codec:
+    dictionary = None
+    if header.dictionary is not None and header.compression is Compression.ZSTD:
+        dictionary = storage.read(*header.dictionary)
+    try:
+        return Codec(header.compression, dictionary)
+    except ValueError as error:
+        raise CorruptSnapshot(storage.name, f"the dictionary is damaged: {error}") from None
+
+
+def _metadata(storage: Storage, header: Header) -> bytes:
+    if header.metadata is None:
+        return b""
+    if header.metadata.length > MAX_METADATA:
+        raise CorruptSnapshot(
+            storage.name, f"{header.metadata.length} bytes of metadata: at most {MAX_METADATA} are accepted"
+        )
+    return storage.read(*header.metadata)
+
+
+def _cipher(storage: Storage, header: Header, password: bytes | None) -> BlockCipher | None:
+    if header.encryption is None:
+        return None
+    if password is None:
+        raise PasswordNeeded(storage.name, "is encrypted: give its password with --password-file")
+    try:
+        return BlockCipher(derive_key(password, header.encryption))
+    except CryptographyNeeded:
+        raise CryptographyMissing(
+            storage.name, "is encrypted: install the cryptography package (pip install cryptography)"
+        ) from None
+    except ValueError as error:
+        raise CorruptSnapshot(storage.name, str(error)) from None
+
+
+def _try_password(snapshot: Snapshot) -> None:
+    """Decrypt the first stored block: there is no other way to tell a wrong password (format.md section 6)."""
+    for stream in snapshot.streams.values():
+        for number in range(min(len(stream.pages.records), MAX_PAGES_PROBED)):
+            page = stream.pages.read(number)
+            for entry in range(page.count):
+                if page.stored[entry]:
+                    try:
+                        snapshot.decode(
+                            page.stored_offset(entry),
+                            page.stored[entry],
+                            page.logical[entry],
+                            page.crc[entry],
+                            page.first_block + entry,
+                        )
+                    except TagMismatch:
+                        raise WrongPassword(snapshot.path, "wrong password") from None
+                    except BlockDamage:
+                        # Damage is not the password's fault; the block's readers will be told.
+                        return
+                    return
+
+
+def _open_parent(child: str, stored: str, context: OpenContext, family: _Family) -> Snapshot:
+    searched = _parent_places(child, stored, context.parent_dirs)
+    for place in searched:
+        try:
+            return _open(place, context, family)
+        except SnapshotNotFound as error:
+            if error.path != place:
+                raise
+        except SnapshotUnreadable:
+            if not os.path.isdir(place):
+                raise
+    folders = ", ".join(dict.fromkeys(os.path.dirname(place) or "." for place in searched))
+    raise ParentMissing(
+        child,
+        f"its parent {stored!r} was not found in {folders}: put it there or name its folder with --parent-dir",
+    )
+
+
+def _parent_places(child: str, stored: str, parent_dirs: tuple[str, ...]) -> list[str]:
+    """Where the parent may be: inside the child's folder or a configured one, never anywhere else."""
+    places: list[str] = []
+    relative = stored.replace("\0", "")
+    for folder in (os.path.dirname(os.path.realpath(child)), *parent_dirs):
+        root = os.path.realpath(folder)
+        for candidate in (os.path.join(root, relative), os.path.join(root, os.path.basename(relative))):
+            real = os.path.realpath(candidate)
+            if os.path.commonpath((root, real)) == root and real != root and real not in places:
+                places.append(real)
+    return places

@@ -1,0 +1,129 @@
+"""Index pages, loaded when a position in them is first needed and kept in bounded memory."""
+
+from __future__ import annotations
+
+import threading
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Iterator, Sequence
+
+from hexz.cache import EMPTY, Block
+from hexz.errors import CorruptSnapshot
+from hexz.format.index import DamagedIndex, Page, PageRecord, parse_page
+from hexz.storage import Storage
+
+__all__ = ["LoadedPage", "PageCache", "PageTable"]
+
+SLOT_COST = 8
+
+
+class LoadedPage:
+    """A page and, for each of its blocks, the `Block` that was last seen for it.
+
+    `start`, `end`, `uniform` and `starts` are the page's own, copied here because
+    every read looks at them.
+    """
+
+    __slots__ = ("cost", "end", "home", "number", "page", "slots", "start", "starts", "uniform", "used")
+
+    def __init__(self, page: Page, number: int, home: list[LoadedPage | None]) -> None:
+        self.page = page
+        self.number = number
+        self.home = home
+        self.start = page.start
+        self.end = page.end
+        self.uniform = page.uniform
+        self.starts = page.starts
+        self.slots: list[Block] = [EMPTY] * page.count
+        self.used = True
+        self.cost = page.cost + SLOT_COST * page.count
+
+
+class PageCache:
+    """Loaded pages of all streams, `budget` bytes at most, evicted by the clock algorithm."""
+
+    def __init__(self, budget: int) -> None:
+        self.budget = budget
+        self._lock = threading.Lock()  # guards everything below
+        self._hand: deque[LoadedPage] = deque()
+        self.held = 0
+
+    def add(self, page: LoadedPage) -> None:
+        """Publish `page` in its stream's table and evict others until the budget holds again."""
+        with self._lock:
+            page.home[page.number] = page
+            self._hand.append(page)
+            self.held += page.cost
+            while self.held > self.budget and len(self._hand) > 1:
+                old = self._hand.popleft()
+                if old.used:
+                    old.used = False
+                    self._hand.append(old)
+                    continue
+                if old.home[old.number] is old:
+                    old.home[old.number] = None
+                self.held -= old.cost
+
+    def forget(self, home: list[LoadedPage | None]) -> None:
+        """Drop every page of one stream's table."""
+        with self._lock:
+            kept = [page for page in self._hand if page.home is not home]
+            self._hand = deque(kept)
+            self.held = sum(page.cost for page in kept)
+            home[:] = [None] * len(home)
+
+
+class PageTable:
+    """The pages of one stream by logical position."""
+
+    def __init__(
+        self, storage: Storage, records: Sequence[PageRecord], size: int, index_offset: int, cache: PageCache
+    ) -> None:
+        self.records = records
+        self.starts = [record.position for record in records]
+        self.loaded: list[LoadedPage | None] = [None] * len(records)
+        self._storage = storage
+        self._size = size
+        self._index_offset = index_offset
+        self._cache = cache
+
+    def number_at(self, position: int) -> int:
+        """The number of the page that covers `position`, which lies in the stream."""
+        return bisect_right(self.starts, position) - 1
+
+    def at(self, position: int) -> LoadedPage:
+        """The page that covers `position`, from the cache or read now.
+
+        Raises: CorruptSnapshot, StorageError.
+        """
+        number = bisect_right(self.starts, position) - 1
+        page = self.loaded[number]
+        if page is None:
+            page = LoadedPage(self.read(number), number, self.loaded)
+            self._cache.add(page)
+        else:
+            page.used = True
+        return page
+
+    def read(self, number: int) -> Page:
+        """Page `number` straight from the file, not kept.
+
+        Raises: CorruptSnapshot, StorageError.
+        """
+        record = self.records[number]
+        end = self.starts[number + 1] if number + 1 < len(self.starts) else self._size
+        raw = self._storage.read(record.offset, record.length)
+        try:
+            return parse_page(raw, record, end, self._index_offset)
+        except DamagedIndex as error:
+            raise CorruptSnapshot(self._storage.name, f"index page {number} at {record.offset}: {error}") from None
+
+    def each(self) -> Iterator[Page]:
+        """Every page in order, each read when its turn comes and not kept."""
+        for number in range(len(self.records)):
+            page = self.loaded[number]
+            yield self.read(number) if page is None else page.page
+
+    def forget(self) -> None:
+        """Drop the loaded pages, as when the snapshot is closed."""
+        self._cache.forget(self.loaded)

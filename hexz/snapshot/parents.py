@@ -1,0 +1,177 @@
+"""What the parent entries of a thin snapshot mean, and where their bytes are (format.md section 8).
+
+The writers used one kind of entry for two things.  *Same place*: the bytes are at
+the same position of the parent's stream of the same name.  *Same content*: the
+block with this hash is somewhere in the ancestors.  Which one a file means is
+decided for the whole file, from all its parent entries, the first time that it
+matters.
+"""
+
+from __future__ import annotations
+
+import threading
+from array import array
+from bisect import bisect_left
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+from hexz.errors import BlockError, CorruptSnapshot
+from hexz.format.index import MAX_PAGE_ENTRIES, Page
+
+if TYPE_CHECKING:
+    from hexz.snapshot.snapshot import Snapshot
+    from hexz.snapshot.stream import Stream
+
+__all__ = ["HashIndex", "Lineage"]
+
+NO_HASH = bytes(32)
+MAX_HASHED_PAGES = (1 << 32) // MAX_PAGE_ENTRIES
+"""Pages of one file that can be searched by hash: a place in them fits 32 bits (4 billion blocks)."""
+
+
+class Place(NamedTuple):
+    """A stored block: its stream, logical position and length in bytes."""
+
+    stream: Stream
+    position: int
+    length: int
+
+
+class HashIndex:
+    """The data blocks of one file by hash: a sorted array of (32 bits of hash, place), 8 bytes a block."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        """Read every index page of `snapshot`.
+
+        Raises: CorruptSnapshot, StorageError.
+        """
+        self._numbering: list[tuple[Stream, int]] = []  # (stream, number of its first page)
+        keys: list[int] = []
+        first = 0
+        for stream in snapshot.streams.values():
+            self._numbering.append((stream, first))
+            for number, page in enumerate(stream.pages.each(), first):
+                keys += _page_keys(page, number)
+            first += len(stream.pages.records)
+        if first > MAX_HASHED_PAGES:
+            raise CorruptSnapshot(snapshot.path, f"{first} index pages: too many to be searched by a thin child")
+        keys.sort()
+        self._keys = array("Q", keys)
+
+    def find(self, digest: bytes) -> Place | None:
+        """The block whose recorded hash is `digest`, or None."""
+        word = int.from_bytes(digest[:4], "little") << 32
+        at = bisect_left(self._keys, word)
+        while at < len(self._keys) and self._keys[at] >> 32 == word >> 32:
+            number, entry = divmod(self._keys[at] & 0xFFFF_FFFF, MAX_PAGE_ENTRIES)
+            stream, first = next(item for item in reversed(self._numbering) if item[1] <= number)
+            page = stream.pages.at(stream.pages.starts[number - first]).page
+            if page.start != stream.pages.starts[number - first] or page.count <= entry:
+                page = stream.pages.read(number - first)
+            if page.hash(entry) == digest:
+                return Place(stream, page.block_start(entry), page.logical[entry])
+            at += 1
+        return None
+
+
+def _page_keys(page: Page, number: int) -> list[int]:
+    if page.entry_size != 52:
+        return []
+    base = number * MAX_PAGE_ENTRIES
+    return [
+        word << 32 | base + entry
+        for entry, (word, stored) in enumerate(zip(page.hash_words(), page.stored))
+        if stored and (word or page.hash(entry) != NO_HASH)
+    ]
+
+
+class Lineage:
+    """The parents of one snapshot, as its parent entries need them."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self._snapshot = snapshot
+        self._lock = threading.Lock()  # guards the settling only; readers look at _same_place_file
+        self._same_place_file: bool | None = None  # written once
+
+    @property
+    def settled(self) -> bool:
+        """Whether `is_same_place` answers without reading the index."""
+        return self._same_place_file is not None
+
+    def is_same_place(self) -> bool:
+        """The file's parent entries mean positions, not contents.  The first call reads whole indexes.
+
+        Raises: CorruptSnapshot, StorageError.
+        """
+        if self._same_place_file is None:
+            settled = self._decide()
+            with self._lock:
+                self._same_place_file = settled
+        return self._same_place_file
+
+    def _decide(self) -> bool:
+        for stream in self._snapshot.streams.values():
+            for page in stream.pages.each():
+                if page.only_data():
+                    continue
+                for entry in range(page.count):
+                    if page.in_parent(entry) and self._says_same_place(page, entry):
+                        return True
+        return False
+
+    def _says_same_place(self, page: Page, entry: int) -> bool:
+        if page.entry_size != 52:
+            return True
+        digest = page.hash(entry)
+        if digest == NO_HASH:
+            return True
+        place = self._find(digest)
+        return place is not None and place.length != page.logical[entry]
+
+    def _find(self, digest: bytes) -> Place | None:
+        for ancestor in self._snapshot.ancestors():
+            place = ancestor.hash_index().find(digest)
+            if place is not None:
+                return place
+        return None
+
+    def source(self, stream: str, position: int, length: int, digest: bytes) -> tuple[Stream, int] | None:
+        """Where the parent entry at `position` reads: a stream and a position in it; None for the same place.
+
+        Raises: BlockError when the content is nowhere in the ancestors.
+        """
+        if self.is_same_place():
+            return None
+        place = self._find(digest)
+        if place is not None:
+            return place.stream, place.position
+        # A parent may itself only refer to the content, under its own rules: its entry here then says so.
+        for parent in self._snapshot.parents:
+            inherited = parent.streams.get(stream)
+            if inherited is None or not position < inherited.size or not inherited.pages.records:
+                continue
+            page = inherited.pages.at(position).page
+            entry = page.find(position)
+            if page.in_parent(entry) and page.hash(entry) == digest and page.logical[entry] == length:
+                return inherited, page.block_start(entry)
+        raise BlockError(
+            self._snapshot.path, stream, position, 0, f"its content {digest.hex()[:16]}... is in no parent"
+        )
+
+    def same_place(self, stream: str, offset: int, length: int) -> Iterator[tuple[Stream | None, int, int]]:
+        """The span cut by who supplies it: (stream of a parent, or None for zeros; position; bytes).
+
+        The first parent whose stream of this name reaches a position supplies it.
+        """
+        end = offset + length
+        while offset < end:
+            for parent in self._snapshot.parents:
+                supplier = parent.streams.get(stream)
+                if supplier is not None and supplier.size > offset:
+                    stop = min(end, supplier.size)
+                    yield supplier, offset, stop - offset
+                    break
+            else:
+                stop = end
+                yield None, offset, stop - offset
+            offset = stop

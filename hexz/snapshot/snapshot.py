@@ -1,0 +1,235 @@
+"""One open ``.hxz`` file: its facts, its streams, and the decoding of its blocks."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import logging
+import threading
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from hexz.errors import CorruptSnapshot, HexzError
+from hexz.format.codec import BlockDamage, Codec, crc32
+from hexz.format.crypto import BlockCipher
+from hexz.format.header import Header
+from hexz.format.index import MasterIndex
+from hexz.format.metadata import ArchivedFile, ManifestError, parse_manifest, parse_metadata
+from hexz.snapshot.context import OpenContext
+from hexz.snapshot.parents import HashIndex, Lineage
+from hexz.snapshot.stream import Stream
+from hexz.storage import Storage
+
+__all__ = ["Parts", "Snapshot"]
+
+log = logging.getLogger("hexz.snapshot")
+
+_uids = itertools.count(1)
+
+
+class Parts(NamedTuple):
+    """What opening a file found out: everything that a `Snapshot` is made of."""
+
+    storage: Storage
+    header: Header
+    master: MasterIndex
+    layout: str
+    identity: bytes
+    codec: Codec
+    cipher: BlockCipher | None
+    metadata: bytes
+    parents: tuple[Snapshot, ...]
+
+
+class Snapshot:
+    """An open snapshot; shared by everybody who opens the same file, closed by the last.
+
+    `uid` is unique for the life of the process: keys of the block cache begin with it.
+    `etag` identifies the bytes of the ``.hxz`` file itself; each stream has its own.
+    """
+
+    def __init__(self, parts: Parts, context: OpenContext) -> None:
+        self.uid = next(_uids)
+        self.path = parts.storage.name
+        self.storage = parts.storage
+        self.header = parts.header
+        self.index = parts.master
+        self.layout = parts.layout
+        self.context = context
+        self.key = (parts.storage.name, parts.storage.identity)
+        self.parents = parts.parents
+        self.encrypted = parts.header.encryption is not None
+        self.file_size = parts.storage.size
+        self.mtime = parts.storage.modified_ns / 1e9
+        self.metadata = parts.metadata
+        self.failures = 0  # blocks that could not be served; approximate under races, for people only
+        self._identity = parts.identity
+        self._codec = parts.codec
+        self._cipher = parts.cipher
+        self.etag = f"{self.digest('file')}-1"
+        self.streams: dict[str, Stream] = {}
+        for name, pages, size in (
+            ("disk", parts.master.main, parts.master.main_size),
+            ("memory", parts.master.aux, parts.master.aux_size),
+        ):
+            if pages or size:
+                self.streams[name] = Stream(self, name, parts.master)
+        self.lineage = Lineage(self)
+        self._lock = threading.Lock()
+        self._uses = 1  # written under _lock
+        self._hashes: HashIndex | None = None  # guarded by _lock once made
+        self._files: list[ArchivedFile] | None = None
+
+    @property
+    def disk(self) -> Stream | None:
+        """The main stream, if there is one."""
+        return self.streams.get("disk")
+
+    @property
+    def memory(self) -> Stream | None:
+        """The memory stream, if there is one."""
+        return self.streams.get("memory")
+
+    @property
+    def thin(self) -> bool:
+        """Whether some bytes may come from parents."""
+        return bool(self.parents)
+
+    def digest(self, what: str) -> str:
+        """32 hex digits that identify the bytes of `what` (a stream's name, or ``file``)."""
+        return hashlib.blake2b(self._identity, digest_size=16, person=what.encode()).hexdigest()
+
+    def decode(self, offset: int, stored_length: int, logical_length: int, crc: int, number: int) -> bytes:
+        """The plain bytes of the block stored at `offset`, checked.
+
+        Raises: BlockDamage (CRC, tag, codec, length), StorageError.
+        """
+        stored = self.storage.read(offset, stored_length)
+        if crc32(stored) != crc:
+            raise BlockDamage("CRC-32 mismatch")
+        if self._cipher is not None:
+            stored = self._cipher.decrypt(stored, number)
+        return self._codec.decode(stored, logical_length)
+
+    def ancestors(self) -> Iterator[Snapshot]:
+        """Every parent and their parents, nearest first, each once."""
+        seen: set[int] = set()
+        level = list(self.parents)
+        while level:
+            following: list[Snapshot] = []
+            for snapshot in level:
+                if snapshot.uid not in seen:
+                    seen.add(snapshot.uid)
+                    yield snapshot
+                    following += snapshot.parents
+            level = following
+
+    def hash_index(self) -> HashIndex:
+        """The file's data blocks by hash; the first call reads its whole index.
+
+        Raises: CorruptSnapshot, StorageError.
+        """
+        index = self._hashes
+        if index is None:
+            index = HashIndex(self)
+            with self._lock:
+                self._hashes = self._hashes or index
+        return index
+
+    def note_failure(self, error: Exception) -> None:
+        """Count and log a block that could not be decompressed ahead; of no interest once closed."""
+        if not self._uses:
+            return
+        self.failures += 1
+        if isinstance(error, HexzError):
+            log.warning("%s", error)
+        else:
+            log.error("%s: unexpected trouble while reading ahead", self.path, exc_info=error)
+
+    @property
+    def files(self) -> list[ArchivedFile] | None:
+        """The files of a folder archive, None for any other snapshot.
+
+        Raises: CorruptSnapshot when the manifest lists something impossible.
+        """
+        if self._files is None:
+            metadata = parse_metadata(self.metadata)
+            if metadata is None:
+                return None
+            try:
+                self._files = parse_manifest(metadata, self.index.main_size, self.index.aux_size)
+            except ManifestError as error:
+                raise CorruptSnapshot(self.path, str(error)) from None
+        return self._files
+
+    def read_file(self, offset: int, length: int) -> bytes:
+        """The bytes of the ``.hxz`` file itself; the caller bounds `length`.
+
+        Raises: StorageError.
+        """
+        return self.storage.read(offset, length)
+
+    def info(self) -> dict[str, Any]:
+        """The snapshot's facts, ready for JSON; sizes in bytes, times in seconds since 1970."""
+        header = self.header
+        return {
+            "path": self.path,
+            "file_size": self.file_size,
+            "modified": self.mtime,
+            "etag": self.etag,
+            "layout": self.layout,
+            "compression": header.compression.name.lower(),
+            "block_size": header.block_size,
+            "variable_blocks": header.variable_blocks,
+            "dictionary": header.dictionary.length if header.dictionary else None,
+            "encrypted": self.encrypted,
+            "signed": header.signature is not None,
+            "streams": {
+                name: {"size": stream.size, "pages": len(stream.pages.records), "etag": stream.etag}
+                for name, stream in self.streams.items()
+            },
+            "parents": [
+                {"stored": stored, "path": parent.path} for stored, parent in zip(header.parents, self.parents)
+            ],
+            "files": self._count_files(),
+            "metadata_bytes": len(self.metadata),
+        }
+
+    def _count_files(self) -> int | None:
+        try:
+            files = self.files
+        except CorruptSnapshot as error:
+            log.warning("%s", error)
+            return None
+        return None if files is None else len(files)
+
+    def retain(self) -> bool:
+        """One more user; False when the snapshot is closed already."""
+        with self._lock:
+            if not self._uses:
+                return False
+            self._uses += 1
+            return True
+
+    def close(self) -> None:
+        """One user less; the last one closes the file and frees the memory, and lets go of the parents."""
+        with self._lock:
+            self._uses -= 1
+            last = self._uses == 0
+        if not last:
+            return
+        if self.context.opened.get(self.key) is self:
+            del self.context.opened[self.key]
+        self.storage.close()
+        for stream in self.streams.values():
+            stream.pages.forget()
+        uid = self.uid
+        self.context.blocks.forget(lambda key: isinstance(key, tuple) and key[0] == uid)
+        for parent in self.parents:
+            parent.close()
+
+    def __enter__(self) -> Snapshot:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,302 @@
+"""The hot path: a span of a stream as views of cached blocks.
+
+`Stream.read_cached` is what every request runs: on a hit it takes no lock,
+copies nothing, and looks at one page and one block.  Everything that has to
+load, to wait or to ask a parent is in the slower methods below it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from hexz.cache import Block
+from hexz.errors import BlockError
+from hexz.format.codec import BlockDamage
+from hexz.format.index import MasterIndex, PageRecord
+from hexz.snapshot import extents as extent_lists
+from hexz.snapshot.extents import Extent
+from hexz.snapshot.pages import LoadedPage, PageTable
+from hexz.snapshot.readahead import ReadAhead
+
+if TYPE_CHECKING:
+    from hexz.snapshot.snapshot import Snapshot
+
+__all__ = ["Stream"]
+
+ZEROS = memoryview(bytes(1 << 20))
+"""What every zero block is served from."""
+SMALLEST_IO = 512
+LARGEST_PREFERRED = 1 << 20
+MAX_LOOKED_AT = 4096
+"""Most index entries that one read-ahead step looks at."""
+
+
+class Stream:
+    """One byte stream of an open snapshot.  Every method may be called from any thread."""
+
+    def __init__(self, snapshot: Snapshot, name: str, index: MasterIndex) -> None:
+        records: list[PageRecord] = index.main if name == "disk" else index.aux
+        self.snapshot = snapshot
+        self.name = name
+        self.size = index.main_size if name == "disk" else index.aux_size
+        self.block_size = _preferred(snapshot.header.block_size)
+        self.etag = f"{snapshot.digest(name)}-1"
+        context = snapshot.context
+        self.pages = PageTable(snapshot.storage, records, self.size, snapshot.header.index_offset, context.pages)
+        self._loaded = self.pages.loaded
+        self._blocks = context.blocks
+        self._workers = context.workers
+        self._readahead = ReadAhead(self._queue_window)
+        self._recent: LoadedPage | None = None
+
+    def read_cached(self, offset: int, length: int) -> list[memoryview] | None:
+        """Views that tile [offset, offset + length) exactly, or None when some block is not in memory.
+
+        The span lies within the stream and is not empty: the caller has checked that.
+        Does no I/O, takes no lock and never waits.
+        """
+        page = self._recent
+        if page is None or not page.start <= offset < page.end:
+            page = self._page_if_loaded(offset)
+            if page is None:
+                return None
+        if page.uniform:
+            number, skip = divmod(offset - page.start, page.uniform)
+        else:
+            number = page.page.find(offset)
+            skip = offset - page.starts[number]
+        block = page.slots[number]
+        data = block.data
+        if data is None:
+            return self._gather(offset, length, wait=False)
+        if block.fresh:
+            block.touch()
+        end = skip + length
+        if end <= len(data):
+            return [data[skip:end]]
+        return self._gather(offset, length, wait=False)
+
+    def read(self, offset: int, length: int) -> list[memoryview]:
+        """Views that tile [offset, offset + length) exactly, decompressing what is missing.
+
+        The span lies within the stream and is not empty.  Several missing blocks are
+        decompressed in parallel.
+        Raises: BlockError, StorageError, CorruptSnapshot; nothing else is served then.
+        """
+        views = self.read_cached(offset, length)
+        if views is None:
+            views = self._gather(offset, length, wait=True)
+            assert views is not None
+        return views
+
+    def prefetch(self, offset: int, length: int) -> None:
+        """Queue the decompression of a span and return at once; what finds no room is left out."""
+        self._queue(offset, min(length, self._blocks.budget // 2, self.size - offset), None)
+
+    def extents(self, offset: int, length: int) -> Iterator[Extent]:
+        """The span as runs of ``data``, ``zero`` and ``parent``, coalesced and without gaps; index only.
+
+        Raises: CorruptSnapshot, StorageError.
+        """
+        return extent_lists.own_extents(self, offset, length)
+
+    def flat_extents(self, offset: int, length: int) -> Iterator[Extent]:
+        """The same with parents looked through: only ``data`` and ``zero``.
+
+        Raises: CorruptSnapshot, StorageError.
+        """
+        return extent_lists.flat_extents(self, offset, length)
+
+    def _page_if_loaded(self, offset: int) -> LoadedPage | None:
+        if not self._loaded:
+            return None
+        page = self._loaded[self.pages.number_at(offset)]
+        if page is not None:
+            page.used = True
+            self._recent = page
+        return page
+
+    def _gather(self, offset: int, length: int, wait: bool) -> list[memoryview] | None:
+        """The general read, block by block; without `wait` it gives up (None) where it would have to load."""
+        if not self._loaded:
+            # A stream with a size and no page reads as its parent, else as zeros (format.md section 7).
+            return self._same_place(offset, length, wait)
+        end = offset + length
+        if wait:
+            self._load_missing(offset, end)
+        views: list[memoryview] = []
+        while offset < end:
+            page = self.pages.at(offset) if wait else self._page_if_loaded(offset)
+            if page is None:
+                return None
+            number = page.page.find(offset)
+            while offset < end and number < page.page.count:
+                start = page.page.block_start(number)
+                stop = min(start + page.page.logical[number], end)
+                if stop > offset:
+                    part = self._part(page, number, offset - start, stop - offset, wait)
+                    if part is None:
+                        return None
+                    views += part
+                    offset = stop
+                number += 1
+        return views
+
+    def _part(self, page: LoadedPage, number: int, skip: int, length: int, wait: bool) -> list[memoryview] | None:
+        """`length` bytes of one block from `skip` on."""
+        block = page.slots[number]
+        data = block.data
+        if data is None and page.page.stored[number]:
+            found = self._load(page, number) if wait else self._blocks.find(self._key(page, number))
+            if found is None:
+                return None
+            block, data = found, found.data
+            if data is None:  # evicted between the look and here
+                return self._part(page, number, skip, length, wait) if wait else None
+        if data is not None:
+            if block.fresh:
+                block.touch()
+            return [data[skip : skip + length]]
+        if page.page.in_parent(number):
+            return self._from_parent(page, number, skip, length, wait)
+        if page.page.logical[number] <= len(ZEROS):
+            page.slots[number] = Block(None, ZEROS[: page.page.logical[number]])
+        return _zeros(length)
+
+    def _key(self, page: LoadedPage, number: int) -> tuple[int, ...]:
+        index = page.page
+        # Equal blocks share one stored copy, and so one place in the cache; the other fields keep two
+        # contradicting entries for one place apart.  Encrypted blocks differ by their number.
+        return (
+            self.snapshot.uid,
+            index.stored_offset(number),
+            index.stored[number],
+            index.logical[number],
+            index.crc[number],
+            index.first_block + number if self.snapshot.encrypted else 0,
+        )
+
+    def _load(
+        self, page: LoadedPage, number: int, fresh: bool = False, ahead: Callable[[], None] | None = None
+    ) -> Block:
+        key = self._key(page, number)
+        block = self._blocks.find(key)
+        if block is None or block.data is None:
+            index = page.page
+
+            def decode() -> bytes:
+                return self.snapshot.decode(
+                    index.stored_offset(number),
+                    index.stored[number],
+                    index.logical[number],
+                    index.crc[number],
+                    index.first_block + number,
+                )
+
+            try:
+                block = self._blocks.load(key, index.logical[number], decode, fresh, ahead)
+            except BlockDamage as error:
+                position = index.block_start(number)
+                stored = index.stored_offset(number)
+                raise BlockError(self.snapshot.path, self.name, position, stored, str(error)) from None
+        page.slots[number] = block
+        return block
+
+    def _load_missing(self, offset: int, end: int) -> None:
+        """See that the blocks of a span are being loaded, all but the first by the workers."""
+        missing = [
+            (page, number)
+            for page, number in self._blocks_between(offset, end)
+            if page.page.stored[number] and self._blocks.find(self._key(page, number)) is None
+        ]
+        for page, number in missing[1:]:
+            if not self._workers.offer(self._task(page, number, None)):
+                break
+        if missing:
+            first, last = missing[0], missing[-1]
+            start = first[0].page.block_start(first[1])
+            last_end = last[0].page.block_start(last[1]) + last[0].page.logical[last[1]]
+            self._readahead.missed(start, last_end)
+
+    def _blocks_between(self, offset: int, end: int) -> Iterator[tuple[LoadedPage, int]]:
+        while offset < end:
+            page = self.pages.at(offset)
+            for number in range(page.page.find(offset), page.page.count):
+                if offset >= end:
+                    return
+                yield page, number
+                offset = page.page.block_start(number) + page.page.logical[number]
+
+    def _queue_window(self, position: int, length: int, use: Callable[[], None]) -> int | None:
+        return self._queue(position, min(length, self._blocks.budget // 8), use)
+
+    def _queue(self, position: int, length: int, use: Callable[[], None] | None) -> int | None:
+        """Offer `length` bytes of stored blocks from `position` on to the workers; where that ended."""
+        if not self._workers.count or not self._loaded or position >= self.size:
+            return None
+        queued = 0
+        end: int | None = None
+        for page, number in islice(self._blocks_between(position, self.size), MAX_LOOKED_AT):
+            if queued >= length:
+                break
+            if page.page.stored[number]:
+                block = self._blocks.find(self._key(page, number))
+                if block is None:
+                    if not self._workers.offer(self._task(page, number, use)):
+                        break
+                elif use is not None:
+                    block.ahead = use
+                    block.fresh = True
+                use = None
+                queued += page.page.logical[number]
+                end = page.page.block_start(number) + page.page.logical[number]
+        return end
+
+    def _task(self, page: LoadedPage, number: int, use: Callable[[], None] | None) -> Callable[[], None]:
+        def run() -> None:
+            # Nobody waits for this result: whoever asks for the block meets the same error, and is told.
+            try:
+                self._load(page, number, fresh=True, ahead=use)
+            except Exception as error:
+                self.snapshot.note_failure(error)
+
+        return run
+
+    def _from_parent(
+        self, page: LoadedPage, number: int, skip: int, length: int, wait: bool
+    ) -> list[memoryview] | None:
+        lineage = self.snapshot.lineage
+        if not wait and not lineage.settled:
+            return None
+        start = page.page.block_start(number)
+        source = lineage.source(self.name, start, page.page.logical[number], page.page.hash(number))
+        if source is None:
+            return self._same_place(start + skip, length, wait)
+        stream, position = source
+        return stream.read(position + skip, length) if wait else stream.read_cached(position + skip, length)
+
+    def _same_place(self, offset: int, length: int, wait: bool) -> list[memoryview] | None:
+        """A span of the first parent whose stream of this name reaches it; zeros past all of them."""
+        views: list[memoryview] = []
+        for stream, start, size in self.snapshot.lineage.same_place(self.name, offset, length):
+            if stream is None:
+                views += _zeros(size)
+                continue
+            part = stream.read(start, size) if wait else stream.read_cached(start, size)
+            if part is None:
+                return None
+            views += part
+        return views
+
+
+def _zeros(length: int) -> list[memoryview]:
+    whole, rest = divmod(length, len(ZEROS))
+    return [ZEROS] * whole + ([ZEROS[:rest]] if rest else [])
+
+
+def _preferred(block_size: int) -> int:
+    """A sensible I/O size: the power of two at or below the nominal block size, 512 bytes to 1 MiB."""
+    capped = min(max(block_size, SMALLEST_IO), LARGEST_PREFERRED)
+    return 1 << (capped.bit_length() - 1)
