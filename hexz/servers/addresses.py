@@ -1,0 +1,129 @@
+"""Open listening sockets: TCP, and unix sockets that are never seen before they serve."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import stat
+from typing import NamedTuple, Union
+from urllib.parse import quote
+
+from hexz.errors import ListenError
+
+__all__ = ["BACKLOG", "Address", "TcpAddress", "UnixAddress", "open_socket", "unlink_socket", "url_of"]
+
+BACKLOG = 1024
+"""Connections that the kernel keeps waiting; it cuts this down to net.core.somaxconn."""
+MAX_UNIX_PATH = 107
+"""Longest path of a unix socket on Linux, bytes."""
+PROBE_S = 1.0
+
+
+class TcpAddress(NamedTuple):
+    """Host and port; port 0 means any free one."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+class UnixAddress(NamedTuple):
+    """A unix socket's path and the permissions it gets."""
+
+    path: str
+    mode: int = 0o600
+
+    def __str__(self) -> str:
+        return self.path
+
+
+Address = Union[TcpAddress, UnixAddress]
+
+
+def open_socket(address: Address) -> socket.socket:
+    """A listening socket at `address`.
+
+    Raises: ListenError.
+    """
+    try:
+        return _open_unix(address) if isinstance(address, UnixAddress) else _open_tcp(address)
+    except OSError as error:
+        raise ListenError(str(address), error.strerror or str(error)) from error
+
+
+def _open_tcp(address: TcpAddress) -> socket.socket:
+    family, _, _, _, where = socket.getaddrinfo(
+        address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(where)
+        sock.listen(BACKLOG)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def _open_unix(address: UnixAddress) -> socket.socket:
+    """Bind aside, set the mode, listen, and only then move to the name."""
+    path = address.path
+    temporary = f"{path}.{os.getpid()}"
+    if len(os.fsencode(temporary)) > MAX_UNIX_PATH:
+        raise ListenError(path, f"the path is too long: with a suffix it must fit {MAX_UNIX_PATH} bytes")
+    _clear_stale(path)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        sock.bind(temporary)
+        os.chmod(temporary, address.mode)
+        sock.listen(BACKLOG)
+        os.rename(temporary, path)
+    except OSError:
+        sock.close()
+        with contextlib.suppress(OSError):  # the first error is the one to tell
+            os.unlink(temporary)
+        raise
+    return sock
+
+
+def _clear_stale(path: str) -> None:
+    """Refuse when somebody answers at `path` or it is no socket; a dead socket is simply replaced."""
+    try:
+        status = os.lstat(path)
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(status.st_mode):
+        raise ListenError(path, "something that is no socket has this name")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(PROBE_S)
+        try:
+            probe.connect(path)
+        except (ConnectionRefusedError, FileNotFoundError):
+            return
+        except OSError as error:
+            raise ListenError(path, f"a server that does not answer holds it ({error})") from None
+    raise ListenError(path, "another server answers there")
+
+
+def unlink_socket(path: str, inode: int) -> None:
+    """Remove the unix socket at `path` if it still is the one with `inode`: a successor may own the name."""
+    with contextlib.suppress(OSError):  # gone already, or its folder is
+        if os.lstat(path).st_ino == inode:
+            os.unlink(path)
+
+
+def url_of(scheme: str, sock: socket.socket) -> str:
+    """How a client writes the address of a listening socket: ``http://127.0.0.1:8080/``, ``nbd+unix:///?socket=P``."""
+    where = sock.getsockname()
+    if sock.family == socket.AF_UNIX:
+        path = os.fsdecode(where) if isinstance(where, bytes) else where
+        if scheme.startswith("nbd"):
+            return f"{scheme}+unix:///?socket={quote(path)}"
+        return f"{scheme}+unix://{quote(path, safe='')}"
+    return f"{scheme}://{TcpAddress(where[0], where[1])}/"

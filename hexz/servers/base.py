@@ -1,0 +1,279 @@
+"""Listeners, connections and the one loop that accepts: what every protocol's server stands on.
+
+The thread that calls `Front.run` (the main thread, in the daemon) accepts for all
+listeners.  Each connection gets a thread of its own, which runs its service's
+`serve` and owns the socket.  Stopping has two steps: `Front.stop_accepting`, then
+`Front.drain`, which lets running replies end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import selectors
+import socket
+import threading
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from hexz.servers.addresses import Address, UnixAddress, open_socket, unlink_socket, url_of
+
+__all__ = ["DEFAULT_MAX_CONNECTIONS", "Connection", "Front", "Listener", "Service"]
+
+log = logging.getLogger("hexz.servers")
+
+DEFAULT_MAX_CONNECTIONS = 4096
+STACK_BYTES = 512 << 10
+"""Stack of a connection's thread; virtual memory, of which little is ever touched."""
+EXHAUSTED_PAUSE_S = 0.1
+"""Pause of the accept loop when the process is out of descriptors or memory."""
+ACCEPTS_AT_ONCE = 64
+LAST_WORD_S = 1.0
+"""How long `Front.drain` waits for threads whose sockets were cut."""
+_OUT_OF_RESOURCES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+
+
+class Service(Protocol):
+    """One protocol's way with a connection."""
+
+    scheme: str
+
+    def serve(self, connection: Connection) -> None:
+        """Serve until the peer or the drain ends it.  Runs in the connection's thread, which closes the socket."""
+
+    def refuse(self, connection: Connection) -> None:
+        """Tell a connection over the limit so, without waiting; it is closed afterwards."""
+
+    def drain(self, connection: Connection) -> None:
+        """Called from another thread when the daemon begins to stop: see that `serve` ends soon.
+
+        `connection.hang_up_idle()` is enough for a protocol whose `serve` looks at
+        `connection.draining` between requests.
+        """
+
+
+class Connection:
+    """An accepted socket, its peer's name for logs, and whether the daemon is stopping."""
+
+    def __init__(self, sock: socket.socket, listener: Listener, peer: str) -> None:
+        self.sock = sock
+        self.listener = listener
+        self.peer = peer
+        self.since = time.monotonic()
+
+    @property
+    def draining(self) -> bool:
+        """The daemon is stopping: finish what runs, take nothing new."""
+        return self.listener.draining
+
+    def hang_up_idle(self) -> None:
+        """Let a receive that waits see the end of the stream; what is being sent goes on."""
+        with contextlib.suppress(OSError):  # the peer was faster
+            self.sock.shutdown(socket.SHUT_RD)
+
+
+class Listener:
+    """A listening socket, the service behind it, and its live connections."""
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        service: Service,
+        max_connections: int = DEFAULT_MAX_CONNECTIONS,
+        own_path: str | None = None,
+    ) -> None:
+        """`own_path` is the unix socket to remove at the end; sockets passed by a supervisor have none."""
+        sock.setblocking(False)
+        self.sock = sock
+        self.service = service
+        self.max_connections = max_connections
+        self.url = url_of(service.scheme, sock)
+        self.draining = False  # set once, by stop_accepting
+        self.accepted = 0  # written by the accepting thread only
+        self.refused = 0  # the same
+        self.connections: set[Connection] = set()  # guarded by _lock
+        self._lock = threading.Lock()
+        self._own_path = own_path
+        self._inode = os.lstat(own_path).st_ino if own_path else 0
+
+    @classmethod
+    def open(cls, address: Address, service: Service, max_connections: int = DEFAULT_MAX_CONNECTIONS) -> Listener:
+        """Listen at `address`.
+
+        Raises: ListenError.
+        """
+        own_path = address.path if isinstance(address, UnixAddress) else None
+        return cls(open_socket(address), service, max_connections, own_path)
+
+    def accept(self) -> None:
+        """Take the connections that wait, each into a thread.  Raises: OSError when resources are exhausted."""
+        for _ in range(ACCEPTS_AT_ONCE):
+            try:
+                sock, where = self.sock.accept()
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError as error:
+                if error.errno in _OUT_OF_RESOURCES:
+                    raise
+                log.debug("%s: a connection ended before it was accepted: %s", self.url, error)
+                continue
+            self._take(sock, where)
+
+    def _take(self, sock: socket.socket, where: object) -> None:
+        sock.setblocking(True)
+        peer = "unix"
+        if isinstance(where, tuple):
+            peer = f"{where[0]}:{where[1]}"
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        connection = Connection(sock, self, peer)
+        with self._lock:
+            full = len(self.connections) >= self.max_connections
+            if not full:
+                self.connections.add(connection)
+        if full:
+            self.refused += 1
+            log.warning("%s: %s refused: %d connections are the limit", self.url, peer, self.max_connections)
+            with sock, contextlib.suppress(OSError):  # it was to be closed anyway
+                sock.setblocking(False)
+                self.service.refuse(connection)
+            return
+        self.accepted += 1
+        try:
+            threading.Thread(
+                target=self._run, args=(connection,), name=f"{self.service.scheme} {peer}", daemon=True
+            ).start()
+        except RuntimeError:  # the system is out of threads
+            self._forget(connection)
+            raise OSError(errno.ENOMEM, "no thread for the connection") from None
+
+    def _run(self, connection: Connection) -> None:
+        try:
+            self.service.serve(connection)
+        except OSError as error:
+            log.debug("%s: %s", connection.peer, error)
+        except Exception:
+            log.exception("%s: unexpected trouble with %s", self.url, connection.peer)
+        finally:
+            self._forget(connection)
+
+    def _forget(self, connection: Connection) -> None:
+        with self._lock:
+            self.connections.discard(connection)
+        with contextlib.suppress(OSError):  # closing cannot be helped further
+            connection.sock.close()
+
+    def live(self) -> list[Connection]:
+        """The connections now."""
+        with self._lock:
+            return list(self.connections)
+
+    def stop_accepting(self) -> None:
+        """Close the listening socket and tell every connection to come to an end."""
+        if self.draining:
+            return
+        self.draining = True
+        if self._own_path is not None:
+            unlink_socket(self._own_path, self._inode)
+        self.sock.close()
+        for connection in self.live():
+            self.service.drain(connection)
+
+    def cut(self) -> None:
+        """End every connection now."""
+        for connection in self.live():
+            with contextlib.suppress(OSError):  # it ended by itself
+                connection.sock.shutdown(socket.SHUT_RDWR)
+
+
+class Front:
+    """The accept loop over all listeners."""
+
+    def __init__(self) -> None:
+        self.listeners: list[Listener] = []
+        self._selector = selectors.DefaultSelector()
+        self._wake_read, self._wake_write = socket.socketpair()
+        self._wake_read.setblocking(False)
+        self._wake_write.setblocking(False)
+        self._selector.register(self._wake_read, selectors.EVENT_READ)
+        self._stop = False
+        threading.stack_size(STACK_BYTES)
+
+    def add(self, listener: Listener) -> None:
+        """Accept on `listener` too; from the loop's thread, or before it runs."""
+        self.listeners.append(listener)
+        self._selector.register(listener.sock, selectors.EVENT_READ, listener)
+
+    def wake(self) -> None:
+        """Make `run` look round now.  Safe in a signal handler and from any thread."""
+        with contextlib.suppress(BlockingIOError, OSError):  # a full pipe wakes as well; a closed one has no loop
+            self._wake_write.send(b"\0")
+
+    @property
+    def wake_fd(self) -> int:
+        """The descriptor whose writing wakes the loop (for ``signal.set_wakeup_fd``)."""
+        return self._wake_write.fileno()
+
+    def stop(self) -> None:
+        """Make `run` return."""
+        self._stop = True
+        self.wake()
+
+    def run(self, tick: Callable[[], None] = lambda: None, every: float = 1.0) -> None:
+        """Accept until `stop`; `tick` runs in this thread after each wake-up and at least every `every` seconds."""
+        exhausted = False
+        while not self._stop:
+            for key, _ in self._selector.select(every):
+                if key.data is None:
+                    self._drain_wake()
+                    continue
+                try:
+                    key.data.accept()
+                    exhausted = False
+                except OSError as error:
+                    if not exhausted:
+                        log.error("%s: cannot accept: %s; going on as resources come back", key.data.url, error)
+                    exhausted = True
+                    time.sleep(EXHAUSTED_PAUSE_S)
+            tick()
+
+    def _drain_wake(self) -> None:
+        with contextlib.suppress(BlockingIOError):  # emptied
+            while self._wake_read.recv(4096):
+                continue
+
+    def stop_accepting(self) -> None:
+        """Close all listening sockets; connections are told to end."""
+        for listener in self.listeners:
+            if not listener.draining:
+                self._selector.unregister(listener.sock)
+                listener.stop_accepting()
+
+    def drain(self, timeout: float, hurry: Callable[[], bool] = lambda: False) -> bool:
+        """Wait up to `timeout` seconds for all connections to end, then cut the rest; True when none was cut.
+
+        `hurry` is asked now and then: True ends the patience at once.
+        """
+        self.stop_accepting()
+        clean = self._wait(time.monotonic() + timeout, hurry)
+        if not clean:
+            for listener in self.listeners:
+                listener.cut()
+            self._wait(time.monotonic() + LAST_WORD_S, lambda: False)
+        return clean
+
+    def _wait(self, deadline: float, hurry: Callable[[], bool]) -> bool:
+        while any(listener.live() for listener in self.listeners):
+            if time.monotonic() >= deadline or hurry():
+                return False
+            time.sleep(0.01)
+        return True
+
+    def close(self) -> None:
+        """Free the loop's own descriptors; after `drain`."""
+        self._selector.close()
+        self._wake_read.close()
+        self._wake_write.close()
