@@ -1,0 +1,191 @@
+"""Every option of the daemon once: its name, type, default, meaning; and what they must not say together."""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+from collections.abc import Sequence
+from typing import NamedTuple, NoReturn
+
+from hexz import __version__
+from hexz.errors import UnitError, UsageError
+from hexz.servers.addresses import Address, TcpAddress, UnixAddress
+from hexz.units import parse_size
+
+__all__ = ["DEFAULT_PORTS", "Settings", "parse_arguments"]
+
+DEFAULT_PORTS = {"http": 8080, "nbd": 10809}
+"""The TCP port of each protocol when none is given."""
+SMALLEST_CACHE = 1 << 20
+LOG_LEVELS = ("debug", "info", "warning", "error")
+
+
+class Settings(NamedTuple):
+    """The command line, checked.  Sizes in bytes, times in seconds.
+
+    `listen` has the addresses of each protocol to serve; `options` everything else by its option's name.
+    """
+
+    snapshots: tuple[str, ...]
+    listen: dict[str, list[Address]]
+    options: argparse.Namespace
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message)
+
+
+def _size(text: str) -> int:
+    try:
+        return parse_size(text)
+    except UnitError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _port(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text[:6]) <= 65535 and len(text) <= 5):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a port: 0 to 65535")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 86400 * 366:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number of seconds")
+    return value
+
+
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and 0 < len(text) <= 9 and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a positive number")
+    return int(text)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="hexz-serve",
+        description="Serve compressed .hxz snapshots, read-only, over HTTP ranges and NBD.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "snapshots",
+        nargs="*",
+        metavar="SNAPSHOT",
+        help="a file, NAME=FILE, or a directory (every *.hxz directly in it)",
+    )
+    _listening(parser.add_argument_group("listening"))
+    _reading(parser.add_argument_group("reading"))
+    _running(parser.add_argument_group("running"))
+    return parser
+
+
+def _listening(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--http", action="store_true", help="serve HTTP; the default when no protocol is chosen")
+    group.add_argument("--nbd", action="store_true", help="serve NBD")
+    group.add_argument("--port", type=_port, metavar="N", help="port of the one protocol chosen (HTTP 8080, NBD 10809)")
+    group.add_argument("--http-port", type=_port, metavar="N", help="serve HTTP on this port; 0 = any free one")
+    group.add_argument("--nbd-port", type=_port, metavar="N", help="serve NBD on this port; 0 = any free one")
+    group.add_argument("--http-socket", metavar="PATH", help="serve HTTP on this unix socket")
+    group.add_argument("--nbd-socket", metavar="PATH", help="serve NBD on this unix socket")
+    group.add_argument("--bind", default="127.0.0.1", metavar="ADDR", help="address to listen on (default %(default)s)")
+    group.add_argument(
+        "--allow-anonymous", action="store_true", help="let --bind open the snapshots to a network without a token"
+    )
+    group.add_argument(
+        "--max-connections", type=_count, default=4096, metavar="N", help="most connections for each listener"
+    )
+
+
+def _reading(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--cache-size", type=_size, default=256 << 20, metavar="SIZE", help="decompressed blocks kept (default 256M)"
+    )
+    group.add_argument("--password-file", metavar="FILE", help="password of encrypted snapshots")
+    group.add_argument(
+        "--parent-dir",
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="where thin snapshots may look for parents, besides their own folder; repeatable",
+    )
+
+
+def _running(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--check", action="store_true", help="open everything, print what would be served, and exit")
+    group.add_argument(
+        "--drain-timeout",
+        type=_seconds,
+        default=30.0,
+        metavar="SECONDS",
+        help="how long running replies may take to end after SIGTERM (default 30)",
+    )
+    group.add_argument(
+        "--log-level", choices=LOG_LEVELS, default="info", help="least severe lines logged (default info)"
+    )
+    group.add_argument("--version", action="version", version=f"hexz-serve {__version__}")
+
+
+def parse_arguments(arguments: Sequence[str]) -> Settings:
+    """The settings that `arguments` ask for.
+
+    Raises: UsageError; SystemExit after --help and --version.
+    """
+    options = _parser().parse_args(list(arguments))
+    if not options.snapshots:
+        raise UsageError("no snapshot given: hexz-serve SNAPSHOT [SNAPSHOT ...]")
+    if options.cache_size < SMALLEST_CACHE:
+        raise UsageError(f"--cache-size {options.cache_size}: at least 1M is needed")
+    listen = _addresses(options)
+    _check_exposure(options, listen)
+    return Settings(tuple(options.snapshots), listen, options)
+
+
+def _addresses(options: argparse.Namespace) -> dict[str, list[Address]]:
+    """The addresses of each protocol chosen, by an option of its own or by none at all (HTTP)."""
+    listen: dict[str, list[Address]] = {}
+    for protocol, default_port in DEFAULT_PORTS.items():
+        named: bool = getattr(options, protocol)
+        port: int | None = getattr(options, f"{protocol}_port")
+        path: str | None = getattr(options, f"{protocol}_socket", None)
+        addresses: list[Address] = []
+        if named or port is not None:
+            addresses.append(TcpAddress(options.bind, default_port if port is None else port))
+        if path is not None:
+            addresses.append(UnixAddress(path))
+        if addresses:
+            listen[protocol] = addresses
+    if not listen:
+        listen["http"] = [TcpAddress(options.bind, DEFAULT_PORTS["http"])]
+    if options.port is not None:
+        _apply_port(options, listen)
+    return listen
+
+
+def _apply_port(options: argparse.Namespace, listen: dict[str, list[Address]]) -> None:
+    if len(listen) > 1:
+        names = " and ".join(f"--{protocol}-port" for protocol in listen)
+        raise UsageError(f"--port with several protocols: say which with {names}")
+    (protocol,) = listen
+    if getattr(options, f"{protocol}_port") is not None:
+        raise UsageError(f"--port and --{protocol}-port say the same thing: give one of them")
+    sockets = [address for address in listen[protocol] if isinstance(address, UnixAddress)]
+    listen[protocol] = [TcpAddress(options.bind, options.port), *sockets]
+
+
+def _check_exposure(options: argparse.Namespace, listen: dict[str, list[Address]]) -> None:
+    exposed = any(isinstance(address, TcpAddress) for addresses in listen.values() for address in addresses)
+    if exposed and not _is_loopback(options.bind) and not options.allow_anonymous:
+        raise UsageError(
+            f"--bind {options.bind} would open the snapshots to a network: add --allow-anonymous if that is meant"
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
