@@ -15,10 +15,10 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import NamedTuple
 
-__all__ = ["EMPTY", "Block", "BlockCache", "CacheCounts"]
+__all__ = ["EMPTY", "Block", "BlockCache", "CacheCounts", "Loading"]
 
 
 class Block:
@@ -56,27 +56,41 @@ class CacheCounts(NamedTuple):
     budget: int
 
 
-class _Loading:
-    """A block that some thread is decompressing now; others wait on the gate."""
+class Loading:
+    """A block that some thread is decompressing now; others wait at the gate."""
 
-    __slots__ = ("block", "error", "gate")
+    __slots__ = ("block", "error", "gate", "key")
 
-    def __init__(self) -> None:
+    def __init__(self, key: Hashable) -> None:
+        self.key = key
         self.gate = threading.Lock()
         self.gate.acquire()
         self.block: Block | None = None
         self.error: BaseException | None = None
 
+    def done(self, data: bytes, fresh: bool) -> Block:
+        """The block is `data`: let the waiting go on."""
+        block = self.block = Block(self.key, memoryview(data), fresh)
+        self.gate.release()
+        return block
+
+    def failed(self, error: BaseException) -> None:
+        """There is no block: everybody who waits gets `error`."""
+        self.error = error
+        self.gate.release()
+
 
 class BlockCache:
     """Blocks by key, `budget` bytes at most; shared by all snapshots and protocols."""
 
-    def __init__(self, budget: int) -> None:
+    def __init__(self, budget: int, help_out: Callable[[], bool] = lambda: False) -> None:
+        """`help_out` does one piece of queued work, which never waits, and says whether there was one."""
         self.budget = budget
+        self._help = help_out
         self._lock = threading.Lock()  # guards everything below; never held while a block is made
         self._table: dict[Hashable, Block] = {}
         self._hand: deque[Block] = deque()
-        self._loading: dict[Hashable, _Loading] = {}
+        self._loading: dict[Hashable, Loading] = {}
         self._held = 0
         self._loads = 0
         self._failures = 0
@@ -87,72 +101,62 @@ class BlockCache:
         """The block if it is in the cache.  Takes no lock."""
         return self._table.get(key)
 
-    def load(
-        self,
-        key: Hashable,
-        length: int,
-        decode: Callable[[], bytes],
-        fresh: bool = False,
-        ahead: Callable[[], None] | None = None,
-    ) -> Block:
-        """The block of `length` bytes under `key`, from the cache or made by `decode`.
+    def claim(self, keys: Sequence[Hashable]) -> list[Loading | None]:
+        """For each key the duty to make its block, or None where it is cached or another thread is at it.
 
-        When several threads ask for a missing block, one decodes and the others wait
-        for it.  A block larger than the budget is returned without being kept.
-        `fresh` says that nobody has asked for it yet; `ahead` runs when somebody does.
-        Raises: whatever `decode` raises, in every thread that waited.
+        Every duty ends in `Loading.done` or `Loading.failed`, and then all of them in `settle`.
+        """
+        claims: list[Loading | None] = []
+        with self._lock:
+            for key in keys:
+                claim = None
+                if key not in self._table and key not in self._loading:
+                    claim = self._loading[key] = Loading(key)
+                claims.append(claim)
+        return claims
+
+    def settle(self, claims: Iterable[Loading]) -> None:
+        """Keep the blocks that were made, evicting others, and forget the duties.
+
+        A block larger than the budget is not kept.
+        """
+        with self._lock:
+            for claim in claims:
+                del self._loading[claim.key]
+                block = claim.block
+                if block is None or block.data is None:
+                    self._failures += 1
+                    continue
+                self._loads += 1
+                length = len(block.data)
+                if length <= self.budget:
+                    self._evict(self.budget - length)
+                    self._table[claim.key] = block
+                    self._hand.append(block)
+                    self._held += length
+
+    def wait_for(self, key: Hashable) -> Block | None:
+        """The block from the cache, or from the thread that is making it; None when neither has it.
+
+        Raises: what making it raised.
         """
         with self._lock:
             block = self._table.get(key)
             loading = None if block is not None else self._loading.get(key)
-            mine = block is None and loading is None
-            if mine:
-                loading = self._loading[key] = _Loading()
-            elif loading is not None:
+            if loading is not None:
                 self._waits += 1
-        if block is not None:
+        if loading is None:
             return block
-        assert loading is not None
-        return self._make(key, length, decode, loading, fresh, ahead) if mine else self._wait(loading)
-
-    @staticmethod
-    def _wait(loading: _Loading) -> Block:
-        with loading.gate:
-            if loading.block is None:
-                assert loading.error is not None
-                raise loading.error
-            return loading.block
-
-    def _make(
-        self,
-        key: Hashable,
-        length: int,
-        decode: Callable[[], bytes],
-        loading: _Loading,
-        fresh: bool,
-        ahead: Callable[[], None] | None,
-    ) -> Block:
-        try:
-            block = Block(key, memoryview(decode()), fresh)
-            block.ahead = ahead
-        except BaseException as error:
-            loading.error = error
-            with self._lock:
-                self._failures += 1
-                del self._loading[key]
-            loading.gate.release()
-            raise
-        loading.block = block
-        with self._lock:
-            self._loads += 1
-            del self._loading[key]
-            if length <= self.budget:
-                self._evict(self.budget - length)
-                self._table[key] = block
-                self._hand.append(block)
-                self._held += length
+        # While the block is being made elsewhere, do some of the work that is queued: it is likely needed next.
+        while not loading.gate.acquire(blocking=False):
+            if not self._help():
+                loading.gate.acquire()
+                break
         loading.gate.release()
-        return block
+        if loading.block is None:
+            assert loading.error is not None
+            raise loading.error
+        return loading.block
 
     def _evict(self, room: int) -> None:
         # Called with the lock.  Two rounds at most: the first clears every mark.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 
 __all__ = ["Workers"]
 
@@ -17,7 +17,8 @@ class Workers:
     """`count` daemon threads over one queue, started with the first task (so never before a fork)."""
 
     def __init__(self, count: int | None = None) -> None:
-        self.count = (os.cpu_count() or 1) if count is None else count
+        """Default: one thread fewer than cores, since whoever reads decompresses too."""
+        self.count = max(1, (os.cpu_count() or 1) - 1) if count is None else count
         self._tasks: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._lock = threading.Lock()
         self._started = False  # guarded by _lock
@@ -38,6 +39,18 @@ class Workers:
             for number in range(self.count):
                 threading.Thread(target=self._run, name=f"decode-{number}", daemon=True).start()
             self._started = True
+
+    def help(self) -> bool:
+        """Do one queued task in this thread; False when there is none."""
+        try:
+            task = self._tasks.get_nowait()
+        except Empty:
+            return False
+        if task is None:
+            self._tasks.put(None)  # meant for one of the threads
+            return False
+        task()
+        return True
 
     def stop(self) -> None:
         """Let the threads end once the queue is empty; a later `offer` starts new ones."""

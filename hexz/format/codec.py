@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import zlib
+from typing import Union
 
 import lz4.block
 import zstandard
@@ -18,6 +19,8 @@ __all__ = ["BlockDamage", "Codec", "Encoder", "crc32"]
 
 MAX_WINDOW = 128 << 20
 """Largest zstd window accepted, bytes: the format's own levels ask for at most this."""
+
+Stored = Union[bytes, memoryview]
 
 crc32 = zlib.crc32
 
@@ -34,7 +37,7 @@ class Codec:
         self._dictionary = zstandard.ZstdCompressionDict(dictionary) if dictionary else None
         self._local = threading.local()
 
-    def decode(self, stored: bytes, logical_length: int) -> bytes:
+    def decode(self, stored: Stored, logical_length: int) -> bytes:
         """The block's bytes, exactly `logical_length` of them.
 
         The caller has checked `logical_length` against the largest block.
@@ -42,7 +45,7 @@ class Codec:
         """
         return self._lz4(stored, logical_length) if self._is_lz4 else self._zstd(stored, logical_length)
 
-    def _lz4(self, stored: bytes, logical_length: int) -> bytes:
+    def _lz4(self, stored: Stored, logical_length: int) -> bytes:
         prefix = int.from_bytes(stored[:4], "little")
         if len(stored) < 5 or prefix != logical_length:
             raise BlockDamage(f"LZ4 block claims {prefix} bytes, the index {logical_length}")
@@ -55,7 +58,7 @@ class Codec:
             raise BlockDamage(f"LZ4 block holds {len(block)} bytes, the index says {logical_length}")
         return block
 
-    def _zstd(self, stored: bytes, logical_length: int) -> bytes:
+    def _zstd(self, stored: Stored, logical_length: int) -> bytes:
         try:
             decompressor = self._local.zstd
         except AttributeError:

@@ -55,7 +55,7 @@ class BlockCipher:
         self._cipher: Any = AESGCM(key)
         self._invalid_tag: Any = InvalidTag
 
-    def decrypt(self, stored: bytes, number: int) -> bytes:
+    def decrypt(self, stored: bytes | memoryview, number: int) -> bytes:
         """The compressed bytes of block `number` of the file.
 
         Raises: TagMismatch.

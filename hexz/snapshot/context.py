@@ -41,7 +41,8 @@ def new_context(
 ) -> OpenContext:
     """Fresh caches: `cache_size` bytes of blocks, and a quarter of that for the index (8 to 64 MiB).
 
-    `workers` is the number of threads that decompress ahead; default one for each core.
+    `workers` is the number of threads that decompress ahead; default one fewer than cores.
     """
     index = min(max(cache_size // 4, SMALLEST_INDEX_CACHE), LARGEST_INDEX_CACHE)
-    return OpenContext(BlockCache(cache_size), PageCache(index), Workers(workers), {}, password, parent_dirs)
+    threads = Workers(workers)
+    return OpenContext(BlockCache(cache_size, threads.help), PageCache(index), threads, {}, password, parent_dirs)

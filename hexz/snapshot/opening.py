@@ -198,13 +198,8 @@ def _try_password(snapshot: Snapshot) -> None:
             for entry in range(page.count):
                 if page.stored[entry]:
                     try:
-                        snapshot.decode(
-                            page.stored_offset(entry),
-                            page.stored[entry],
-                            page.logical[entry],
-                            page.crc[entry],
-                            page.first_block + entry,
-                        )
+                        stored = snapshot.storage.read(page.stored_offset(entry), page.stored[entry])
+                        snapshot.decode(stored, page.logical[entry], page.crc[entry], page.first_block + entry)
                     except TagMismatch:
                         raise WrongPassword(snapshot.path, "wrong password") from None
                     except BlockDamage:

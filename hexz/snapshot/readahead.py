@@ -27,8 +27,10 @@ Queue = Callable[[int, int, Callable[[], None]], Optional[int]]
 class ReadAhead:
     """The sequential readers of one stream; `queue` decompresses a window in the background."""
 
-    def __init__(self, queue: Queue) -> None:
+    def __init__(self, queue: Queue, largest: int) -> None:
+        """`largest` bounds the window in bytes, for caches that are small."""
         self._queue = queue
+        self._largest = min(LAST_WINDOW, largest)
         self._lock = threading.Lock()
         self._expected: dict[int, int] = {}  # where a miss ended -> next window; guarded by _lock
 
@@ -37,7 +39,7 @@ class ReadAhead:
         with self._lock:
             window = self._expected.pop(start, None)
             if window is None:
-                self._remember(end, FIRST_WINDOW)
+                self._remember(end, min(FIRST_WINDOW, self._largest))
         if window is not None:
             self._extend(end, window)
 
@@ -47,7 +49,7 @@ class ReadAhead:
         self._expected[position] = window
 
     def _extend(self, position: int, window: int) -> None:
-        following = min(window * 2, LAST_WINDOW)
+        following = min(window * 2, self._largest)
         end: int | None = None
 
         def use() -> None:

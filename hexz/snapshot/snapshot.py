@@ -62,7 +62,6 @@ class Snapshot:
         self.file_size = parts.storage.size
         self.mtime = parts.storage.modified_ns / 1e9
         self.metadata = parts.metadata
-        self.failures = 0  # blocks that could not be served; approximate under races, for people only
         self._identity = parts.identity
         self._codec = parts.codec
         self._cipher = parts.cipher
@@ -99,12 +98,11 @@ class Snapshot:
         """32 hex digits that identify the bytes of `what` (a stream's name, or ``file``)."""
         return hashlib.blake2b(self._identity, digest_size=16, person=what.encode()).hexdigest()
 
-    def decode(self, offset: int, stored_length: int, logical_length: int, crc: int, number: int) -> bytes:
-        """The plain bytes of the block stored at `offset`, checked.
+    def decode(self, stored: bytes | memoryview, logical_length: int, crc: int, number: int) -> bytes:
+        """The plain bytes of block `number` of the file, whose stored bytes are given; checked.
 
-        Raises: BlockDamage (CRC, tag, codec, length), StorageError.
+        Raises: BlockDamage (CRC, tag, codec, length).
         """
-        stored = self.storage.read(offset, stored_length)
         if crc32(stored) != crc:
             raise BlockDamage("CRC-32 mismatch")
         if self._cipher is not None:
@@ -136,15 +134,14 @@ class Snapshot:
                 self._hashes = self._hashes or index
         return index
 
-    def note_failure(self, error: Exception) -> None:
-        """Count and log a block that could not be decompressed ahead; of no interest once closed."""
-        if not self._uses:
-            return
-        self.failures += 1
-        if isinstance(error, HexzError):
-            log.warning("%s", error)
-        else:
-            log.error("%s: unexpected trouble while reading ahead", self.path, exc_info=error)
+    def note_failure(self, error: HexzError) -> None:
+        """A block could not be decompressed ahead; who asks for it is told, so this is for debugging only."""
+        if self._uses:
+            log.debug("ahead: %s", error)
+
+    def note_bug(self, error: Exception) -> None:
+        """Something unexpected happened in a background thread."""
+        log.error("%s: unexpected trouble while reading ahead", self.path, exc_info=error)
 
     @property
     def files(self) -> list[ArchivedFile] | None:

@@ -7,16 +7,14 @@ load, to wait or to ask a parent is in the slower methods below it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from itertools import islice
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from hexz.cache import Block
-from hexz.errors import BlockError
-from hexz.format.codec import BlockDamage
 from hexz.format.index import MasterIndex, PageRecord
 from hexz.snapshot import extents as extent_lists
 from hexz.snapshot.extents import Extent
+from hexz.snapshot.loading import BlockLoader
 from hexz.snapshot.pages import LoadedPage, PageTable
 from hexz.snapshot.readahead import ReadAhead
 
@@ -29,8 +27,10 @@ ZEROS = memoryview(bytes(1 << 20))
 """What every zero block is served from."""
 SMALLEST_IO = 512
 LARGEST_PREFERRED = 1 << 20
-MAX_LOOKED_AT = 4096
-"""Most index entries that one read-ahead step looks at."""
+PIECE = 1 << 20
+"""A long read is put together in pieces of this many bytes."""
+MAX_SOURCES = 65536
+"""Blocks found in parents by their content whose place is remembered; beyond it all are forgotten."""
 
 
 class Stream:
@@ -47,8 +47,9 @@ class Stream:
         self.pages = PageTable(snapshot.storage, records, self.size, snapshot.header.index_offset, context.pages)
         self._loaded = self.pages.loaded
         self._blocks = context.blocks
-        self._workers = context.workers
-        self._readahead = ReadAhead(self._queue_window)
+        self._loader = BlockLoader(snapshot, name, self.size, self.pages)
+        self._readahead = ReadAhead(self._loader.ahead, context.blocks.budget // 8)
+        self._sources: dict[int, tuple[Stream, int]] = {}
         self._recent: LoadedPage | None = None
 
     def read_cached(self, offset: int, length: int) -> list[memoryview] | None:
@@ -93,7 +94,7 @@ class Stream:
 
     def prefetch(self, offset: int, length: int) -> None:
         """Queue the decompression of a span and return at once; what finds no room is left out."""
-        self._queue(offset, min(length, self._blocks.budget // 2, self.size - offset), None)
+        self._loader.ahead(offset, min(length, self._blocks.budget // 2, self.size - offset), None)
 
     def extents(self, offset: int, length: int) -> Iterator[Extent]:
         """The span as runs of ``data``, ``zero`` and ``parent``, coalesced and without gaps; index only.
@@ -123,9 +124,22 @@ class Stream:
         if not self._loaded:
             # A stream with a size and no page reads as its parent, else as zeros (format.md section 7).
             return self._same_place(offset, length, wait)
+        if not wait:
+            return self._views(offset, offset + length, wait)
+        # In pieces that surely fit the cache: what was decompressed for a piece is still there when it is put together.
         end = offset + length
-        if wait:
-            self._load_missing(offset, end)
+        piece = max(min(PIECE, self._blocks.budget // 4), 1)
+        views: list[memoryview] = []
+        while offset < end:
+            stop = min(offset + piece, end)
+            self._load_missing(offset, stop)
+            part = self._views(offset, stop, wait)
+            assert part is not None
+            views += part
+            offset = stop
+        return views
+
+    def _views(self, offset: int, end: int, wait: bool) -> list[memoryview] | None:
         views: list[memoryview] = []
         while offset < end:
             page = self.pages.at(offset) if wait else self._page_if_loaded(offset)
@@ -149,7 +163,7 @@ class Stream:
         block = page.slots[number]
         data = block.data
         if data is None and page.page.stored[number]:
-            found = self._load(page, number) if wait else self._blocks.find(self._key(page, number))
+            found = self._loader.load(page, number) if wait else self._blocks.find(self._loader.key(page, number))
             if found is None:
                 return None
             block, data = found, found.data
@@ -165,115 +179,33 @@ class Stream:
             page.slots[number] = Block(None, ZEROS[: page.page.logical[number]])
         return _zeros(length)
 
-    def _key(self, page: LoadedPage, number: int) -> tuple[int, ...]:
-        index = page.page
-        # Equal blocks share one stored copy, and so one place in the cache; the other fields keep two
-        # contradicting entries for one place apart.  Encrypted blocks differ by their number.
-        return (
-            self.snapshot.uid,
-            index.stored_offset(number),
-            index.stored[number],
-            index.logical[number],
-            index.crc[number],
-            index.first_block + number if self.snapshot.encrypted else 0,
-        )
-
-    def _load(
-        self, page: LoadedPage, number: int, fresh: bool = False, ahead: Callable[[], None] | None = None
-    ) -> Block:
-        key = self._key(page, number)
-        block = self._blocks.find(key)
-        if block is None or block.data is None:
-            index = page.page
-
-            def decode() -> bytes:
-                return self.snapshot.decode(
-                    index.stored_offset(number),
-                    index.stored[number],
-                    index.logical[number],
-                    index.crc[number],
-                    index.first_block + number,
-                )
-
-            try:
-                block = self._blocks.load(key, index.logical[number], decode, fresh, ahead)
-            except BlockDamage as error:
-                position = index.block_start(number)
-                stored = index.stored_offset(number)
-                raise BlockError(self.snapshot.path, self.name, position, stored, str(error)) from None
-        page.slots[number] = block
-        return block
-
     def _load_missing(self, offset: int, end: int) -> None:
-        """See that the blocks of a span are being loaded, all but the first by the workers."""
-        missing = [
-            (page, number)
-            for page, number in self._blocks_between(offset, end)
-            if page.page.stored[number] and self._blocks.find(self._key(page, number)) is None
-        ]
-        for page, number in missing[1:]:
-            if not self._workers.offer(self._task(page, number, None)):
-                break
-        if missing:
-            first, last = missing[0], missing[-1]
-            start = first[0].page.block_start(first[1])
-            last_end = last[0].page.block_start(last[1]) + last[0].page.logical[last[1]]
-            self._readahead.missed(start, last_end)
-
-    def _blocks_between(self, offset: int, end: int) -> Iterator[tuple[LoadedPage, int]]:
-        while offset < end:
-            page = self.pages.at(offset)
-            for number in range(page.page.find(offset), page.page.count):
-                if offset >= end:
-                    return
-                yield page, number
-                offset = page.page.block_start(number) + page.page.logical[number]
-
-    def _queue_window(self, position: int, length: int, use: Callable[[], None]) -> int | None:
-        return self._queue(position, min(length, self._blocks.budget // 8), use)
-
-    def _queue(self, position: int, length: int, use: Callable[[], None] | None) -> int | None:
-        """Offer `length` bytes of stored blocks from `position` on to the workers; where that ended."""
-        if not self._workers.count or not self._loaded or position >= self.size:
-            return None
-        queued = 0
-        end: int | None = None
-        for page, number in islice(self._blocks_between(position, self.size), MAX_LOOKED_AT):
-            if queued >= length:
-                break
-            if page.page.stored[number]:
-                block = self._blocks.find(self._key(page, number))
-                if block is None:
-                    if not self._workers.offer(self._task(page, number, use)):
-                        break
-                elif use is not None:
-                    block.ahead = use
-                    block.fresh = True
-                use = None
-                queued += page.page.logical[number]
-                end = page.page.block_start(number) + page.page.logical[number]
-        return end
-
-    def _task(self, page: LoadedPage, number: int, use: Callable[[], None] | None) -> Callable[[], None]:
-        def run() -> None:
-            # Nobody waits for this result: whoever asks for the block meets the same error, and is told.
-            try:
-                self._load(page, number, fresh=True, ahead=use)
-            except Exception as error:
-                self.snapshot.note_failure(error)
-
-        return run
+        """Decompress what a span lacks, together with the workers, and let read-ahead know."""
+        runs = self._loader.missing(offset, end)
+        if not runs:
+            return
+        self._loader.share(runs[1:])
+        self._readahead.missed(runs[0].start, runs[-1].end)
+        for run in runs:
+            self._loader.load_run(run, fresh=False)
 
     def _from_parent(
         self, page: LoadedPage, number: int, skip: int, length: int, wait: bool
     ) -> list[memoryview] | None:
         lineage = self.snapshot.lineage
-        if not wait and not lineage.settled:
-            return None
         start = page.page.block_start(number)
-        source = lineage.source(self.name, start, page.page.logical[number], page.page.hash(number))
-        if source is None:
+        if lineage.settled and lineage.is_same_place():
             return self._same_place(start + skip, length, wait)
+        source = self._sources.get(start)
+        if source is None:
+            if not wait:
+                return None
+            source = lineage.source(self.name, start, page.page.logical[number], page.page.hash(number))
+            if source is None:
+                return self._same_place(start + skip, length, wait)
+            if len(self._sources) >= MAX_SOURCES:
+                self._sources.clear()
+            self._sources[start] = source
         stream, position = source
         return stream.read(position + skip, length) if wait else stream.read_cached(position + skip, length)
 

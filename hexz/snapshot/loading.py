@@ -1,0 +1,227 @@
+"""Getting stored blocks into the cache: one at a time for who waits, in runs for everybody else.
+
+A run is a few neighbouring blocks, read with one ``pread`` and decompressed one
+after the other by one thread, so that threads hand the interpreter to each other
+per run and not per block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import TYPE_CHECKING, NamedTuple, Optional
+
+from hexz.cache import Block, Loading
+from hexz.errors import BlockError, HexzError
+from hexz.format.codec import BlockDamage
+from hexz.format.index import Page
+from hexz.snapshot.pages import LoadedPage, PageTable
+
+if TYPE_CHECKING:
+    from hexz.snapshot.snapshot import Snapshot
+
+__all__ = ["BlockLoader", "Run"]
+
+RUN_BYTES = 256 << 10
+"""Logical bytes of a run that somebody waits for, unless its first block alone is larger."""
+AHEAD_RUN_BYTES = 1 << 20
+"""The same for a run that nobody waits for yet."""
+MAX_LOOKED_AT = 4096
+"""Most index entries that one read-ahead step looks at."""
+
+Use = Optional[Callable[[], None]]
+
+
+class Run(NamedTuple):
+    """Blocks `first` to `stop` (exclusive) of a page: stored one behind the other, and not cached when looked at."""
+
+    page: LoadedPage
+    first: int
+    stop: int
+
+    @property
+    def start(self) -> int:
+        """Logical position of the first byte."""
+        return self.page.page.block_start(self.first)
+
+    @property
+    def end(self) -> int:
+        """Logical position after the last byte."""
+        return self.page.page.block_start(self.stop - 1) + self.page.page.logical[self.stop - 1]
+
+
+class BlockLoader:
+    """The stored blocks of one stream, on their way into the cache."""
+
+    def __init__(self, snapshot: Snapshot, name: str, size: int, pages: PageTable) -> None:
+        self._snapshot = snapshot
+        self._name = name
+        self._size = size
+        self._pages = pages
+        self._blocks = snapshot.context.blocks
+        self._workers = snapshot.context.workers
+
+    def key(self, page: LoadedPage, number: int) -> tuple[int, ...]:
+        """The block's key in the cache.
+
+        Equal blocks share one stored copy, and so one place in the cache; the other
+        fields keep contradicting entries for one copy apart.  Encrypted blocks differ
+        by their number.
+        """
+        index = page.page
+        return (
+            self._snapshot.uid,
+            index.stored_offset(number),
+            index.stored[number],
+            index.logical[number],
+            index.crc[number],
+            index.first_block + number if self._snapshot.encrypted else 0,
+        )
+
+    def load(self, page: LoadedPage, number: int) -> Block:
+        """The block, decompressed here or by whoever is at it already.
+
+        Raises: BlockError, StorageError.
+        """
+        key = self.key(page, number)
+        while True:
+            block = self._blocks.wait_for(key)
+            if block is None:
+                made = self.load_run(Run(page, number, number + 1), fresh=False)
+                block = made[0] if made else None
+            if block is not None:
+                if self._blocks.find(key) is block:
+                    page.slots[number] = block
+                return block
+
+    def load_run(self, run: Run, fresh: bool, use: Use = None) -> list[Block]:
+        """Decompress the run's blocks, leaving out those that another thread is at; those made.
+
+        `fresh` says that nobody waits for them; `use` runs when somebody uses the first made.
+        Raises: BlockError, StorageError; blocks before the bad one are kept.
+        """
+        numbers = range(run.first, run.stop)
+        duties = [
+            (number, claim)
+            for number, claim in zip(numbers, self._blocks.claim([self.key(run.page, n) for n in numbers]))
+            if claim is not None
+        ]
+        made: list[Block] = []
+        try:
+            if duties:
+                self._decode(run.page.page, duties, fresh, made)
+        except BaseException as error:
+            for _, claim in duties[len(made) :]:
+                claim.failed(error)
+            raise
+        finally:
+            if made:
+                made[0].ahead = use
+            self._blocks.settle([claim for _, claim in duties])
+        for (number, _), block in zip(duties, made):
+            if block.data is not None and len(block.data) <= self._blocks.budget:
+                run.page.slots[number] = block
+        return made
+
+    def _decode(self, page: Page, duties: list[tuple[int, Loading]], fresh: bool, made: list[Block]) -> None:
+        first, last = duties[0][0], duties[-1][0]
+        base = page.stored_offset(first)
+        stored = memoryview(self._snapshot.storage.read(base, page.stored_offset(last) + page.stored[last] - base))
+        decode = self._snapshot.decode
+        for number, claim in duties:
+            at = page.stored_offset(number) - base
+            raw = stored[at : at + page.stored[number]]
+            try:
+                data = decode(raw, page.logical[number], page.crc[number], page.first_block + number)
+            except BlockDamage as damage:
+                raise BlockError(
+                    self._snapshot.path, self._name, page.block_start(number), base + at, str(damage)
+                ) from None
+            made.append(claim.done(data, fresh))
+
+    def missing(self, offset: int, end: int) -> list[Run]:
+        """The runs of stored blocks of a span that are not in the cache."""
+        return list(self._runs(self._absent(self._between(offset, end)), RUN_BYTES))
+
+    def _absent(self, blocks: Iterator[tuple[LoadedPage, int]]) -> Iterator[tuple[LoadedPage, int]]:
+        for page, number in blocks:
+            if (
+                page.page.stored[number]
+                and page.slots[number].data is None
+                and self._blocks.find(self.key(page, number)) is None
+            ):
+                yield page, number
+
+    @staticmethod
+    def _runs(blocks: Iterator[tuple[LoadedPage, int]], most: int) -> Iterator[Run]:
+        run: Run | None = None
+        size = place = 0
+        for page, number in blocks:
+            index = page.page
+            offset = index.stored_offset(number)
+            size += index.logical[number]
+            if run is not None and page is run.page and number == run.stop and offset == place and size <= most:
+                run = Run(page, run.first, number + 1)
+            else:
+                if run is not None:
+                    yield run
+                run = Run(page, number, number + 1)
+                size = index.logical[number]
+            place = offset + index.stored[number]
+        if run is not None:
+            yield run
+
+    def _between(self, offset: int, end: int) -> Iterator[tuple[LoadedPage, int]]:
+        while offset < end:
+            page = self._pages.at(offset)
+            for number in range(page.page.find(offset), page.page.count):
+                if offset >= end:
+                    return
+                yield page, number
+                offset = page.page.block_start(number) + page.page.logical[number]
+
+    def share(self, runs: list[Run]) -> None:
+        """Offer runs that this thread is going to need to the workers, the last first: they meet in the middle."""
+        for run in reversed(runs):
+            if not self._workers.offer(self._task(run, None)):
+                return
+
+    def ahead(self, position: int, length: int, use: Use) -> int | None:
+        """Queue about `length` stored bytes from `position` on; where that ends, or None when nothing is left to do.
+
+        `use` runs when somebody uses the first of them.
+        """
+        if not self._workers.count or not self._pages.records or position >= self._size:
+            return None
+        wanted: list[tuple[LoadedPage, int]] = []
+        for page, number in islice(self._between(position, self._size), MAX_LOOKED_AT):
+            if length <= 0:
+                break
+            if page.page.stored[number]:
+                wanted.append((page, number))
+                length -= page.page.logical[number]
+        if not wanted:
+            return None
+        first = self._blocks.find(self.key(*wanted[0]))
+        if first is not None and use is not None:
+            first.ahead = use
+            first.fresh = True
+            use = None
+        for run in self._runs(self._absent(iter(wanted)), AHEAD_RUN_BYTES):
+            if not self._workers.offer(self._task(run, use)):
+                break
+            use = None
+        page, number = wanted[-1]
+        return page.page.block_start(number) + page.page.logical[number]
+
+    def _task(self, run: Run, use: Use) -> Callable[[], None]:
+        def work() -> None:
+            # Nobody waits for this result: whoever asks for such a block meets the same trouble and is told.
+            try:
+                self.load_run(run, fresh=True, use=use)
+            except HexzError as error:
+                self._snapshot.note_failure(error)
+            except Exception as error:
+                self._snapshot.note_bug(error)
+
+        return work
