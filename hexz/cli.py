@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 from hexz.catalog import Catalog
 from hexz.config import Settings, parse_arguments
-from hexz.errors import ConfigError, HexzError
+from hexz.errors import HexzError
+from hexz.secrets import read_password
 from hexz.servers.base import Front, Listener, Service
 from hexz.snapshot import new_context
 from hexz.sources import find_sources
@@ -19,9 +20,6 @@ from hexz.units import format_size
 __all__ = ["main"]
 
 log = logging.getLogger("hexz")
-
-MAX_PASSWORD = 4096
-"""Longest password file read, bytes."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -59,8 +57,8 @@ def _run(settings: Settings) -> int:
             service = _service(protocol, catalog, settings)
             for address in addresses:
                 front.add(Listener.open(address, service, options.max_connections))
-        for listener in front.listeners:
-            print(f"listening {listener.url}", flush=True)
+        sys.stdout.write("".join(f"listening {listener.url}\n" for listener in front.listeners))
+        sys.stdout.flush()
         front.run()
     finally:
         front.drain(options.drain_timeout, hurry=_Stop.again)
@@ -72,26 +70,12 @@ def _run(settings: Settings) -> int:
 def _open_catalog(settings: Settings) -> Catalog:
     options = settings.options
     context = new_context(
-        options.cache_size, _read_password(options.password_file), tuple(map(os.path.abspath, options.parent_dir))
+        options.cache_size, read_password(options.password_file), tuple(map(os.path.abspath, options.parent_dir))
     )
     catalog = Catalog(context)
     for name, path in find_sources(settings.snapshots):
         catalog.add(name, path)
     return catalog
-
-
-def _read_password(path: str | None) -> bytes | None:
-    if path is None:
-        return None
-    try:
-        with open(path, "rb") as file:
-            password = file.read(MAX_PASSWORD + 1)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot read the password: {error.strerror}") from None
-    password = password.rstrip(b"\r\n")
-    if not password or len(password) > MAX_PASSWORD:
-        raise ConfigError(f"{path}: a password file holds one line of 1 to {MAX_PASSWORD} bytes")
-    return password
 
 
 def _service(protocol: str, catalog: Catalog, settings: Settings) -> Service:

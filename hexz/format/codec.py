@@ -96,7 +96,7 @@ class Encoder:
                 write_content_size=True,
             )
 
-    def encode(self, block: bytes) -> bytes:
+    def encode(self, block: Stored) -> bytes:
         """The stored form of one block."""
         if self._zstd is not None:
             return bytes(self._zstd.compress(block))

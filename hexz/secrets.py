@@ -1,0 +1,28 @@
+"""Passwords from files: never from the command line, where everybody can read them."""
+
+from __future__ import annotations
+
+from hexz.errors import ConfigError
+
+__all__ = ["MAX_PASSWORD", "read_password"]
+
+MAX_PASSWORD = 4096
+"""Longest password, bytes."""
+
+
+def read_password(path: str | None) -> bytes | None:
+    """The password in the file at `path`, without its line end; None without a path.
+
+    Raises: ConfigError.
+    """
+    if path is None:
+        return None
+    try:
+        with open(path, "rb") as file:
+            password = file.read(MAX_PASSWORD + 2)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot read the password: {error.strerror}") from None
+    password = password.rstrip(b"\r\n")
+    if not password or len(password) > MAX_PASSWORD:
+        raise ConfigError(f"{path}: a password file holds one line of 1 to {MAX_PASSWORD} bytes")
+    return password

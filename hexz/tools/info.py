@@ -1,0 +1,66 @@
+"""``python -m hexz info``: what is in a snapshot."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+from hexz.snapshot import Snapshot, new_context, open_snapshot
+from hexz.units import format_size
+
+__all__ = ["describe", "info"]
+
+SMALL_CACHE = 8 << 20
+
+
+def info(path: str, as_json: bool, password: bytes | None, parent_dirs: tuple[str, ...]) -> str:
+    """The facts of the snapshot at `path`, as JSON or as a table for people."""
+    with open_snapshot(path, new_context(SMALL_CACHE, password, parent_dirs, workers=0)) as snapshot:
+        facts = {**snapshot.info(), "blocks": describe(snapshot)}
+        return json.dumps(facts, indent=2) if as_json else _table(facts)
+
+
+def describe(snapshot: Snapshot) -> dict[str, dict[str, int]]:
+    """Blocks of each kind in each stream, and the bytes stored for them.  Reads the whole index."""
+    counts: dict[str, dict[str, int]] = {}
+    for name, stream in snapshot.streams.items():
+        kinds = {"data": 0, "zero": 0, "parent": 0, "stored_bytes": 0}
+        for page in stream.pages.each():
+            data = page.count - page.stored.count(0)
+            parents = 0 if page.only_data() else sum(page.in_parent(number) for number in range(page.count))
+            kinds["data"] += data
+            kinds["parent"] += parents
+            kinds["zero"] += page.count - data - parents
+            kinds["stored_bytes"] += sum(page.stored)
+        counts[name] = kinds
+    return counts
+
+
+def _table(facts: dict[str, Any]) -> str:
+    rows = [
+        ("file", f"{facts['path']}, {format_size(facts['file_size'])}"),
+        ("modified", time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(facts["modified"]))),
+        ("layout", f"{facts['layout']}, {facts['compression']}, {_blocks(facts)}"),
+    ]
+    if facts["dictionary"]:
+        rows.append(("dictionary", format_size(facts["dictionary"])))
+    marks = [name for name in ("encrypted", "signed") if facts[name]]
+    if marks:
+        rows.append(("marks", ", ".join(marks)))
+    for name, stream in facts["streams"].items():
+        kinds = facts["blocks"][name]
+        kept = ", ".join(f"{kinds[kind]} {kind}" for kind in ("data", "zero", "parent") if kinds[kind])
+        rows.append((name, f"{format_size(stream['size'])} ({stream['size']} bytes); blocks: {kept or 'none'}"))
+    for parent in facts["parents"]:
+        rows.append(("parent", f"{parent['stored']} at {parent['path']}"))
+    if facts["files"] is not None:
+        rows.append(("files", str(facts["files"])))
+    elif facts["metadata_bytes"]:
+        rows.append(("metadata", format_size(facts["metadata_bytes"])))
+    return "\n".join(f"{label:<11}{text}" for label, text in rows)
+
+
+def _blocks(facts: dict[str, Any]) -> str:
+    size = format_size(facts["block_size"])
+    return f"blocks of varying size around {size}" if facts["variable_blocks"] else f"blocks of {size}"

@@ -1,0 +1,156 @@
+"""Parse the toolbox's command line, run the command, turn trouble into one line and a status."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from hexz import __version__
+from hexz.errors import HexzError, SnapshotError, UnitError, UsageError
+from hexz.secrets import read_password
+from hexz.units import format_size, parse_size
+
+__all__ = ["main"]
+
+DAMAGED = 1
+"""Exit status of ``verify`` when a block is damaged."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (see {self.prog} --help)")
+
+
+def _size(text: str) -> int:
+    try:
+        return parse_size(text)
+    except UnitError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="python -m hexz", description="Write, inspect and read .hxz snapshots.", allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"hexz-serve {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+
+    pack = commands.add_parser("pack", help="write a snapshot")
+    pack.add_argument("disk", metavar="DISK", help="raw disk image or block device")
+    pack.add_argument("out", metavar="OUT", help="the snapshot to write")
+    pack.add_argument("--memory", metavar="FILE", help="raw memory image")
+    pack.add_argument("--compression", choices=("lz4", "zstd"), default="lz4", help="default lz4")
+    pack.add_argument("--level", type=int, metavar="N", help="lz4: 0 fast, 1-12 high; zstd: 1-22")
+    pack.add_argument("--block-size", type=_size, default=64 << 10, metavar="SIZE", help="default 64K")
+    pack.add_argument("--dictionary", action="store_true", help="train a dictionary first (zstd, small blocks)")
+    pack.add_argument("--parent", metavar="FILE", help="leave out what this snapshot has at the same place")
+    pack.add_argument("--workers", type=int, metavar="N", help="threads that compress; default one for each core")
+
+    info = commands.add_parser("info", help="what is in a snapshot")
+    info.add_argument("file", metavar="FILE")
+    info.add_argument("--json", action="store_true", help="for programs")
+
+    verify = commands.add_parser("verify", help="check every block")
+    verify.add_argument("files", metavar="FILE", nargs="+")
+
+    cat = commands.add_parser("cat", help="bytes of a stream to standard output")
+    cat.add_argument("file", metavar="FILE")
+    cat.add_argument("--stream", choices=("disk", "memory"), default="disk")
+    cat.add_argument("--offset", type=_size, default=0, metavar="N", help="first byte")
+    cat.add_argument("--length", type=_size, metavar="N", help="bytes; default to the end")
+
+    extract = commands.add_parser("extract", help="a stream to a sparse file, or a folder archive to a folder")
+    extract.add_argument("file", metavar="FILE")
+    extract.add_argument("out", metavar="OUT")
+    extract.add_argument("--stream", choices=("disk", "memory"))
+
+    for reading in (info, verify, cat, extract):
+        reading.add_argument("--password-file", metavar="FILE", help="password of an encrypted snapshot")
+        reading.add_argument("--parent-dir", action="append", default=[], metavar="DIR", help="where parents may be")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status."""
+    try:
+        return _run(_parser().parse_args(arguments))
+    except HexzError as error:
+        return _fail(str(error), error.exit_status)
+    except BrokenPipeError:
+        # Whoever read our output has enough; keep the interpreter from flushing into the closed pipe.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        return _fail(f"{error.filename or 'system'}: {error.strerror or error}", 71)
+    except MemoryError:
+        return _fail("out of memory", 71)
+    except KeyboardInterrupt:
+        return 130
+
+
+def _fail(message: str, status: int) -> int:
+    print(f"hexz: {message}", file=sys.stderr)
+    return status
+
+
+def _run(options: argparse.Namespace) -> int:
+    # Each command is imported when it runs: a script that calls `info` a thousand times pays for nothing else.
+    if options.command == "pack":
+        return _pack(options)
+    password = read_password(options.password_file)
+    parent_dirs = tuple(options.parent_dir)
+    if options.command == "info":
+        from hexz.tools.info import info
+
+        print(info(options.file, options.json, password, parent_dirs))
+    elif options.command == "verify":
+        return _verify(options.files, password, parent_dirs)
+    elif options.command == "cat":
+        from hexz.tools.cat import cat
+
+        out = sys.stdout.buffer
+        cat(options.file, out, options.stream, options.offset, options.length, password, parent_dirs)
+        out.flush()
+    else:
+        from hexz.tools.extract import extract
+
+        written = extract(options.file, options.out, options.stream, password, parent_dirs)
+        print(f"{options.out}: {format_size(written)}")
+    return 0
+
+
+def _pack(options: argparse.Namespace) -> int:
+    from hexz.tools.pack import pack
+
+    if options.workers is not None and not 1 <= options.workers <= 256:
+        raise UsageError(f"--workers {options.workers}: 1 to 256")
+    packed = pack(
+        options.disk, options.out, options.memory, options.compression, options.level, options.block_size,
+        options.dictionary, options.parent, options.workers,
+    )  # fmt: skip
+    print(
+        f"{options.out}: {format_size(packed.image_bytes)} in {format_size(packed.file_bytes)}; blocks: "
+        f"{packed.data} stored, {packed.repeated} repeated, {packed.zero} zero, {packed.parent} in the parent"
+    )
+    return 0
+
+
+def _verify(paths: list[str], password: bytes | None, parent_dirs: tuple[str, ...]) -> int:
+    from hexz.tools.verify import verify
+
+    status = 0
+    for path in paths:
+        try:
+            verified = verify(path, password, parent_dirs)
+        except SnapshotError as error:
+            status = _fail(str(error), error.exit_status if len(paths) == 1 else DAMAGED)
+            continue
+        for line in verified.damage:
+            _fail(line, DAMAGED)
+        if verified.damage:
+            status = DAMAGED
+            print(f"{path}: DAMAGED: {len(verified.damage)} places in {format_size(verified.checked)}")
+        else:
+            print(f"{path}: ok, {format_size(verified.checked)} checked")
+    return status

@@ -1,0 +1,45 @@
+"""Shared fixtures: sample images, packed snapshots, and a hypothesis profile that repeats."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from tests import samples
+
+settings.register_profile(
+    "tests", deadline=None, max_examples=60, derandomize=True, suppress_health_check=list(HealthCheck)
+)
+settings.register_profile("deep", deadline=None, max_examples=2000, suppress_health_check=list(HealthCheck))
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "tests"))
+
+CORPUS = Path(__file__).parent / "corpus"
+
+
+@pytest.fixture(scope="session")
+def disk_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A raw image of 8 MiB and an odd tail."""
+    path = tmp_path_factory.mktemp("raw") / "disk.raw"
+    path.write_bytes(samples.image((8 << 20) + 1536))
+    return path
+
+
+@pytest.fixture(scope="session")
+def memory_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A raw memory image of 1 MiB."""
+    path = tmp_path_factory.mktemp("raw") / "memory.raw"
+    path.write_bytes(samples.image(1 << 20, seed=2))
+    return path
+
+
+@pytest.fixture(scope="session")
+def snapshot_file(tmp_path_factory: pytest.TempPathFactory, disk_image: Path, memory_image: Path) -> Path:
+    """A snapshot of both images, called snap."""
+    from hexz.tools.pack import pack
+
+    path = tmp_path_factory.mktemp("packed") / "snap.hxz"
+    pack(str(disk_image), str(path), memory=str(memory_image))
+    return path

@@ -1,0 +1,128 @@
+"""The real programs that the tests talk to: found, or the test skips with the name of the package to install."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SYSTEM_PYTHON = "/usr/bin/python3"
+START_S = 30.0
+STOP_S = 40.0
+
+
+def missing(package: str) -> NoReturn:
+    """Skip for want of a Debian package; in CI that is a failure."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(f"needs the Debian package {package}: add it to tests/debian-packages.txt")
+    pytest.skip(f"needs the Debian package {package}")
+
+
+def need(program: str, package: str) -> str:
+    """The path of a program."""
+    path = shutil.which(program)
+    return path if path is not None else missing(package)
+
+
+def need_libnbd() -> str:
+    """The system's Python, which can import nbd."""
+    if subprocess.run([SYSTEM_PYTHON, "-c", "import nbd"], capture_output=True, check=False).returncode:
+        missing("python3-libnbd")
+    return SYSTEM_PYTHON
+
+
+def run(*command: object, timeout: float = 60, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """Run a peer to its end; its output as text."""
+    parts = [str(part) for part in command]
+    done = subprocess.run(parts, capture_output=True, text=True, timeout=timeout, check=False)
+    if check and done.returncode:
+        raise AssertionError(f"{' '.join(parts)}: status {done.returncode}\n{done.stdout}\n{done.stderr}")
+    return done
+
+
+class Server:
+    """A daemon as a user starts it, on free ports; `urls` by protocol once it is ready."""
+
+    def __init__(self, *arguments: object, python: str = sys.executable, cwd: Path | None = None) -> None:
+        self.errors = tempfile.TemporaryFile(mode="w+")  # noqa: SIM115
+        self.process = subprocess.Popen(
+            [python, str(ROOT / "hexz_serve.py"), *map(str, arguments)],
+            stdout=subprocess.PIPE,
+            stderr=self.errors,
+            cwd=cwd,
+        )
+        self.urls: dict[str, str] = {}
+        self._wait_ready()
+
+    def _wait_ready(self) -> None:
+        assert self.process.stdout is not None
+        watchdog = threading.Timer(START_S, self.process.kill)
+        watchdog.start()
+        # The ready lines come in one write, once every listener answers.
+        text = os.read(self.process.stdout.fileno(), 65536).decode()
+        watchdog.cancel()
+        for line in text.splitlines():
+            if line.startswith("listening "):
+                url = line.split()[1]
+                self.urls.setdefault(url.split(":", 1)[0], url)
+        if not self.urls:
+            self.process.wait(STOP_S)
+            raise AssertionError(f"the server did not start: {self.stderr()}")
+
+    @property
+    def http(self) -> str:
+        """Base URL without the last slash."""
+        return self.urls["http"].rstrip("/")
+
+    @property
+    def nbd(self) -> str:
+        """Base URI; append an export name."""
+        return self.urls["nbd"]
+
+    @property
+    def nbd_port(self) -> int:
+        """The TCP port of NBD."""
+        found = re.search(r":(\d+)/$", self.nbd)
+        assert found is not None
+        return int(found[1])
+
+    def stderr(self) -> str:
+        """What the daemon logged so far."""
+        self.errors.flush()
+        self.errors.seek(0)
+        return self.errors.read()
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """Stop it, see that it printed no traceback, and return its status."""
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        try:
+            status = self.process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            raise AssertionError(f"the server did not stop: {self.stderr()}") from None
+        finally:
+            assert self.process.stdout is not None
+            self.process.stdout.close()
+        assert "Traceback" not in self.stderr(), self.stderr()
+        return status
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is None:
+            assert self.stop() in (0, -signal.SIGKILL)
+        else:
+            self.process.kill()
+            self.process.wait()
