@@ -4,13 +4,14 @@ from hexz.snapshot.context import DEFAULT_CACHE, OpenContext, new_context
 from hexz.snapshot.extents import DATA, PARENT, ZERO, Extent
 from hexz.snapshot.opening import open_snapshot
 from hexz.snapshot.snapshot import Snapshot
-from hexz.snapshot.stream import Stream
+from hexz.snapshot.stream import ZEROS, Stream
 
 __all__ = [
     "DATA",
     "DEFAULT_CACHE",
     "PARENT",
     "ZERO",
+    "ZEROS",
     "Extent",
     "OpenContext",
     "Snapshot",

@@ -21,7 +21,7 @@ from hexz.snapshot.readahead import ReadAhead
 if TYPE_CHECKING:
     from hexz.snapshot.snapshot import Snapshot
 
-__all__ = ["Stream"]
+__all__ = ["ZEROS", "Stream"]
 
 ZEROS = memoryview(bytes(1 << 20))
 """What every zero block is served from."""

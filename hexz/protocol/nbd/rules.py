@@ -1,0 +1,68 @@
+"""Which requests a read-only server answers, and with which error it refuses the others."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from hexz.protocol.nbd.constants import (
+    CMD_BLOCK_STATUS,
+    CMD_CACHE,
+    CMD_FLAG_DF,
+    CMD_FLAG_PAYLOAD_LEN,
+    CMD_FLAG_REQ_ONE,
+    CMD_READ,
+    MAX_READ,
+    NBD_EINVAL,
+    NBD_EOVERFLOW,
+    NBD_EPERM,
+    WRITING_COMMANDS,
+)
+
+__all__ = ["Refusal", "Request", "refusal"]
+
+
+class Request(NamedTuple):
+    """One request; `offset` and `length` in bytes, unchecked."""
+
+    flags: int
+    command: int
+    cookie: int
+    offset: int
+    length: int
+
+
+class Refusal(NamedTuple):
+    """Why a request is refused: the NBD error and a line for people."""
+
+    error: int
+    message: str
+
+
+_FLAGS = {CMD_READ: CMD_FLAG_DF, CMD_BLOCK_STATUS: CMD_FLAG_REQ_ONE, CMD_CACHE: 0}
+
+
+def refusal(request: Request, size: int, chunked: bool, extended: bool, has_contexts: bool) -> Refusal | None:
+    """Why `request` cannot be done on an export of `size` bytes, or None.
+
+    Spec: proto.md, "Request types" and "Error values".
+    """
+    command = request.command
+    if command in WRITING_COMMANDS:
+        return Refusal(NBD_EPERM, "the export is read-only")
+    allowed = _FLAGS.get(command)
+    if allowed is None:
+        return Refusal(NBD_EINVAL, f"command {command} is not offered")
+    flags = request.flags & ~(CMD_FLAG_PAYLOAD_LEN if extended else 0)
+    if flags & ~(allowed if chunked else 0):
+        return Refusal(NBD_EINVAL, f"flags {request.flags:#x} do not go with command {command}")
+    if request.flags & CMD_FLAG_PAYLOAD_LEN:
+        return Refusal(NBD_EINVAL, "this command has no payload")
+    if command == CMD_BLOCK_STATUS and not has_contexts:
+        return Refusal(NBD_EINVAL, "no meta context was negotiated")
+    if command == CMD_BLOCK_STATUS and not request.length:
+        return Refusal(NBD_EINVAL, "block status of no bytes")
+    if request.offset + request.length > size:
+        return Refusal(NBD_EINVAL, f"{request.offset}+{request.length} is past the end at {size}")
+    if command == CMD_READ and request.length > MAX_READ:
+        return Refusal(NBD_EOVERFLOW, f"a read has at most {MAX_READ} bytes")
+    return None

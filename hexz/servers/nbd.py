@@ -1,0 +1,132 @@
+"""The NBD server: the handshake on a socket, then the transmission loop."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import ssl
+import time
+from collections.abc import Sequence
+
+from hexz.catalog import Catalog, Lease
+from hexz.errors import NoSuchSnapshot
+from hexz.protocol.nbd.constants import MAX_NAME
+from hexz.protocol.nbd.handshake import ExportFacts, Handshake, Next, TlsMode
+from hexz.servers.base import Connection
+from hexz.servers.nbd_misses import MissPool
+from hexz.servers.nbd_transmission import Export, Transmission
+from hexz.servers.tls import TlsContext
+
+__all__ = ["NbdService"]
+
+log = logging.getLogger("hexz.nbd")
+
+HANDSHAKE_S = 10.0
+"""How long a client may take to agree on an export."""
+RECEIVE = 4096
+
+
+class _CatalogDirectory:
+    """The catalog's streams as exports, sizes rounded up to `pad` bytes."""
+
+    def __init__(self, catalog: Catalog, pad: int) -> None:
+        self._catalog = catalog
+        self._pad = pad
+
+    def exports(self) -> Sequence[str]:
+        """The names to list."""
+        return [name for name in self._catalog.exports() if len(name.encode()) <= MAX_NAME]
+
+    def open(self, name: str) -> tuple[Lease, Export] | None:
+        """The export behind `name`, with the lease to release when the client has gone."""
+        try:
+            lease, stream = self._catalog.stream(name)
+        except NoSuchSnapshot:
+            return None
+        return lease, Export(stream, -(-stream.size // self._pad) * self._pad)
+
+    def facts(self, name: str) -> ExportFacts | None:
+        """What a client is told of the export."""
+        opened = self.open(name)
+        if opened is None:
+            return None
+        lease, export = opened
+        stream = export.stream
+        full = lease.name if stream.name == "disk" else f"{lease.name}/{stream.name}"
+        description = f"{stream.name} of {lease.name}, {stream.size} bytes"
+        facts = ExportFacts(full, export.size, description, max(stream.block_size, 4096), stream.snapshot.thin)
+        lease.release()
+        return facts
+
+
+class NbdService:
+    """Serves every stream of the catalog as a read-only export."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        pad: int = 1,
+        tls_mode: TlsMode = TlsMode.OFF,
+        tls: TlsContext | None = None,
+    ) -> None:
+        """`pad` rounds export sizes up to a multiple of so many bytes, with zeros."""
+        self.scheme = "nbds" if tls_mode is TlsMode.REQUIRED else "nbd"
+        self._directory = _CatalogDirectory(catalog, pad)
+        self._tls_mode = tls_mode
+        self._tls = tls
+        self._pool = MissPool()
+
+    def serve(self, connection: Connection) -> None:
+        """Handshake, then requests until the client leaves."""
+        opened = self._handshake(connection)
+        if opened is None:
+            return
+        handshake, sock = opened
+        negotiated = handshake.negotiated
+        assert negotiated is not None
+        found = self._directory.open(negotiated.export)
+        if found is None:
+            return  # taken away since it was agreed on
+        lease, export = found
+        try:
+            Transmission(connection, sock, export, negotiated, self._pool, handshake.rest).run()
+        finally:
+            lease.release()
+
+    def _handshake(self, connection: Connection) -> tuple[Handshake, socket.socket] | None:
+        """The finished handshake and the socket to go on with, which is another one under TLS."""
+        deadline = time.monotonic() + HANDSHAKE_S
+        sock = connection.sock
+        handshake = Handshake(self._directory, self._tls_mode)
+        try:
+            sock.settimeout(HANDSHAKE_S)
+            sock.sendall(handshake.greeting())
+            while not connection.draining:
+                sock.settimeout(max(deadline - time.monotonic(), 0.001))
+                data = sock.recv(RECEIVE)
+                if not data:
+                    return None
+                step = handshake.receive(data)
+                if step.send:
+                    sock.sendall(step.send)
+                if step.next is Next.CLOSE:
+                    return None
+                if step.next is Next.START_TLS:
+                    assert self._tls is not None
+                    sock = connection.sock = self._tls.wrap(sock)
+                    handshake.secured()
+                elif step.next is Next.TRANSMIT:
+                    sock.settimeout(None)
+                    return handshake, sock
+        except (TimeoutError, socket.timeout):
+            log.info("%s: no agreement within %d s", connection.peer, HANDSHAKE_S)
+        except ssl.SSLError as error:
+            log.info("%s: TLS: %s", connection.peer, error)
+        return None
+
+    def refuse(self, connection: Connection) -> None:
+        """NBD has no word for «too many»: the connection is just closed."""
+
+    def drain(self, connection: Connection) -> None:
+        """Let a receive that waits return; the transmission loop then says ESHUTDOWN to what still comes."""
+        connection.hang_up_idle()

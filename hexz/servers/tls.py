@@ -1,0 +1,49 @@
+"""TLS for listeners: one context that can be loaded again while connections live on."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+
+from hexz.errors import ConfigError
+
+__all__ = ["TlsContext"]
+
+
+class TlsContext:
+    """A certificate and its key, TLS 1.2 and later."""
+
+    def __init__(self, certificate: str, key: str) -> None:
+        """Load both files.
+
+        Raises: ConfigError.
+        """
+        self._certificate = certificate
+        self._key = key
+        self._context = self._load()
+
+    def _load(self) -> ssl.SSLContext:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        try:
+            context.load_cert_chain(self._certificate, self._key)
+        except ssl.SSLError as error:
+            raise ConfigError(f"{self._certificate}: not a certificate with its key: {error.reason or error}") from None
+        except OSError as error:
+            path = self._key if error.filename == self._key else self._certificate
+            raise ConfigError(f"{path}: cannot read: {error.strerror}") from None
+        return context
+
+    def reload(self) -> None:
+        """Load the files again for the connections to come.
+
+        Raises: ConfigError, and then the old certificate stays.
+        """
+        self._context = self._load()
+
+    def wrap(self, sock: socket.socket) -> ssl.SSLSocket:
+        """`sock` with TLS on it; does the handshake within the socket's timeout.
+
+        Raises: ssl.SSLError, OSError.
+        """
+        return self._context.wrap_socket(sock, server_side=True)
