@@ -80,13 +80,25 @@ def _open_catalog(settings: Settings) -> Catalog:
 
 def _service(protocol: str, catalog: Catalog, settings: Settings) -> Service:
     # Imported here so that a host pays only for the protocols that it serves.
+    from hexz.servers.tls import TlsContext
+
+    options = settings.options
+    tls = TlsContext(options.tls_cert, options.tls_key) if options.tls_cert else None
     if protocol == "nbd":
+        from hexz.protocol.nbd.handshake import TlsMode
         from hexz.servers.nbd import NbdService
 
-        return NbdService(catalog)
+        mode = TlsMode(options.nbd_tls or ("required" if tls else "off"))
+        return NbdService(catalog, options.nbd_pad, mode, tls)
+    from hexz.access import AccessLog, Gate, Tokens, parse_rate_limit
     from hexz.servers.http import HttpService
+    from hexz.servers.http_snapshots import CatalogApplication
 
-    return HttpService(catalog)
+    tokens = Tokens(options.token_file) if options.token_file else None
+    limit = parse_rate_limit(options.rate_limit) if options.rate_limit else None
+    access_log = AccessLog(options.access_log) if options.access_log else None
+    application = CatalogApplication(catalog, options.max_range)
+    return HttpService(application, Gate(tokens, limit), access_log, tls, options.cors)
 
 
 def _print_check(catalog: Catalog) -> int:

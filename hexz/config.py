@@ -17,6 +17,7 @@ __all__ = ["DEFAULT_PORTS", "Settings", "parse_arguments"]
 DEFAULT_PORTS = {"http": 8080, "nbd": 10809}
 """The TCP port of each protocol when none is given."""
 SMALLEST_CACHE = 1 << 20
+LARGEST_PAD = 1 << 20
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -96,6 +97,29 @@ def _listening(group: argparse._ArgumentGroup) -> None:
         "--allow-anonymous", action="store_true", help="let --bind open the snapshots to a network without a token"
     )
     group.add_argument(
+        "--token-file", metavar="FILE", help="bearer tokens for HTTP: a NAME TOKEN line each; read again on SIGHUP"
+    )
+    group.add_argument(
+        "--tls-cert", metavar="FILE", help="certificate chain (PEM) for HTTP and NBD; reloaded on SIGHUP"
+    )
+    group.add_argument("--tls-key", metavar="FILE", help="its private key (PEM)")
+    group.add_argument(
+        "--nbd-tls",
+        choices=("off", "optional", "required"),
+        help="whether NBD clients may or must use TLS (default required with --tls-cert, else off)",
+    )
+    group.add_argument(
+        "--nbd-pad", type=_size, default=1, metavar="BYTES", help="round NBD export sizes up with zeros (default 1)"
+    )
+    group.add_argument(
+        "--max-range", type=_size, default=0, metavar="SIZE", help="clamp one ranged HTTP answer (default 0 = no clamp)"
+    )
+    group.add_argument(
+        "--rate-limit", metavar="N[,SIZE]", help="requests, and bytes, that one HTTP client may use each second"
+    )
+    group.add_argument("--access-log", metavar="FILE", help="one JSON line for each HTTP request")
+    group.add_argument("--cors", metavar="ORIGIN", help="let web pages of this origin read ('*' for any)")
+    group.add_argument(
         "--max-connections", type=_count, default=4096, metavar="N", help="most connections for each listener"
     )
 
@@ -141,6 +165,12 @@ def parse_arguments(arguments: Sequence[str]) -> Settings:
         raise UsageError(f"--cache-size {options.cache_size}: at least 1M is needed")
     listen = _addresses(options)
     _check_exposure(options, listen)
+    if (options.tls_cert is None) is not (options.tls_key is None):
+        raise UsageError("--tls-cert and --tls-key go together")
+    if options.nbd_tls in ("optional", "required") and options.tls_cert is None:
+        raise UsageError(f"--nbd-tls {options.nbd_tls} needs --tls-cert and --tls-key")
+    if not 1 <= options.nbd_pad <= LARGEST_PAD or options.nbd_pad & (options.nbd_pad - 1):
+        raise UsageError(f"--nbd-pad {options.nbd_pad}: a power of two, at most {LARGEST_PAD}")
     return Settings(tuple(options.snapshots), listen, options)
 
 
@@ -177,11 +207,18 @@ def _apply_port(options: argparse.Namespace, listen: dict[str, list[Address]]) -
 
 
 def _check_exposure(options: argparse.Namespace, listen: dict[str, list[Address]]) -> None:
-    exposed = any(isinstance(address, TcpAddress) for addresses in listen.values() for address in addresses)
-    if exposed and not _is_loopback(options.bind) and not options.allow_anonymous:
-        raise UsageError(
-            f"--bind {options.bind} would open the snapshots to a network: add --allow-anonymous if that is meant"
-        )
+    if _is_loopback(options.bind) or options.allow_anonymous:
+        return
+    for protocol, addresses in listen.items():
+        if not any(isinstance(address, TcpAddress) for address in addresses):
+            continue
+        # NBD has no tokens: TLS alone does not say who may read.
+        if protocol != "http" or options.token_file is None:
+            remedy = "give --token-file, or " if protocol == "http" else ""
+            raise UsageError(
+                f"--bind {options.bind} would open the snapshots to a network over {protocol.upper()}: "
+                f"{remedy}add --allow-anonymous if that is meant"
+            )
 
 
 def _is_loopback(host: str) -> bool:

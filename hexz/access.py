@@ -1,0 +1,245 @@
+"""Who may ask, how much, and what is written down about it: tokens, rate limits, the access log."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import logging
+import os
+import threading
+import time
+from collections import OrderedDict
+from typing import NamedTuple
+
+from hexz.errors import ConfigError, UnitError, UsageError
+from hexz.protocol.http.head import RequestHead
+from hexz.protocol.http.responses import Response, error_response
+from hexz.units import parse_size
+
+__all__ = ["AccessEntry", "AccessLog", "Gate", "RateLimit", "Tokens", "parse_rate_limit"]
+
+log = logging.getLogger("hexz.access")
+
+MAX_TOKEN_FILE = 1 << 20
+SMALLEST_TOKEN = 16
+"""Shortest token accepted, characters: shorter ones can be guessed."""
+MAX_CLIENTS = 65536
+"""Client addresses whose rates are remembered; beyond it the one unseen for longest is forgotten."""
+OPEN_PATHS = frozenset({"/healthz", "/readyz"})
+"""What anybody may ask: supervisors have no token."""
+
+
+class Tokens:
+    """Bearer tokens by name, from a file of ``NAME TOKEN`` lines; ``#`` begins a comment."""
+
+    def __init__(self, path: str) -> None:
+        """Read the file.
+
+        Raises: ConfigError.
+        """
+        self._path = path
+        self._digests = self._read()
+
+    def _read(self) -> list[tuple[str, bytes]]:
+        try:
+            with open(self._path, encoding="utf-8") as file:
+                lines = file.read(MAX_TOKEN_FILE).splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+            raise ConfigError(f"{self._path}: cannot read the tokens: {reason}") from None
+        found: dict[str, bytes] = {}
+        for number, line in enumerate(lines, 1):
+            words = line.partition("#")[0].split()
+            if not words:
+                continue
+            if len(words) != 2 or words[0] in found or len(words[1]) < SMALLEST_TOKEN:
+                raise ConfigError(
+                    f"{self._path}: line {number}: write NAME TOKEN, each name once, "
+                    f"tokens of at least {SMALLEST_TOKEN} characters"
+                )
+            found[words[0]] = hashlib.sha256(words[1].encode()).digest()
+        if not found:
+            raise ConfigError(f"{self._path}: has no token: nobody could ask anything")
+        return list(found.items())
+
+    def reload(self) -> None:
+        """Read the file again.
+
+        Raises: ConfigError, and then the old tokens stay.
+        """
+        self._digests = self._read()
+
+    def name_of(self, token: str) -> str | None:
+        """The name of `token`, or None; takes the same time for any token."""
+        digest = hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()
+        found = None
+        for name, known in self._digests:
+            if hmac.compare_digest(digest, known):
+                found = name
+        return found
+
+
+class RateLimit(NamedTuple):
+    """What one client address may use each second; 0 is no limit."""
+
+    requests: int
+    size: int
+
+
+def parse_rate_limit(text: str) -> RateLimit:
+    """``REQUESTS`` or ``REQUESTS,BYTES`` a second, such as ``100`` or ``100,50M`` or ``0,50M``.
+
+    Raises: UsageError.
+    """
+    requests, comma, size = text.partition(",")
+    try:
+        if not requests.isascii() or not requests.isdigit() or len(requests) > 9:
+            raise UnitError
+        return RateLimit(int(requests), parse_size(size) if comma else 0)
+    except UnitError:
+        raise UsageError(f"--rate-limit '{text}': write REQUESTS or REQUESTS,BYTES a second, such as 100,50M") from None
+
+
+class _Allowance:
+    """A client's buckets: requests and bytes it may use now; bytes go below zero and are paid off by waiting."""
+
+    __slots__ = ("requests", "seen", "size")
+
+    def __init__(self, limit: RateLimit, now: float) -> None:
+        self.requests = float(limit.requests)
+        self.size = float(limit.size)
+        self.seen = now
+
+
+class _Limiter:
+    """Token buckets by client address, one second deep."""
+
+    def __init__(self, limit: RateLimit) -> None:
+        self._limit = limit
+        self._lock = threading.Lock()
+        self._clients: OrderedDict[str, _Allowance] = OrderedDict()  # guarded by _lock
+
+    def wait_for(self, client: str) -> float:
+        """Take one request; the seconds to wait first if there is none left, else 0."""
+        now = time.monotonic()
+        limit = self._limit
+        with self._lock:
+            allowance = self._clients.pop(client, None) or _Allowance(limit, now)
+            self._clients[client] = allowance
+            if len(self._clients) > MAX_CLIENTS:
+                self._clients.popitem(last=False)
+            passed = now - allowance.seen
+            allowance.seen = now
+            allowance.requests = min(allowance.requests + passed * limit.requests, float(limit.requests))
+            allowance.size = min(allowance.size + passed * limit.size, float(limit.size))
+            if limit.requests and allowance.requests < 1:
+                return (1 - allowance.requests) / limit.requests
+            if limit.size and allowance.size <= 0:
+                return (1 - allowance.size) / limit.size
+            allowance.requests -= 1
+            return 0.0
+
+    def sent(self, client: str, size: int) -> None:
+        """`size` bytes went to `client`."""
+        with self._lock:
+            allowance = self._clients.get(client)
+            if allowance is not None:
+                allowance.size -= size
+
+
+class Gate:
+    """Decides who is let in: tokens if there are any, and the rate limit if there is one."""
+
+    def __init__(self, tokens: Tokens | None = None, limit: RateLimit | None = None) -> None:
+        self._tokens = tokens
+        self._limiter = _Limiter(limit) if limit is not None and any(limit) else None
+
+    def admit(self, head: RequestHead, peer: str) -> tuple[str | None, Response | None]:
+        """The name of the token used, and a refusal (401, 429) if there is one."""
+        if self._limiter is not None:
+            wait = self._limiter.wait_for(_address(peer))
+            if wait:
+                retry = ("Retry-After", str(int(wait) + 1))
+                return None, error_response(429, "more requests than this client may make", (retry,))
+        if self._tokens is None or head.path in OPEN_PATHS:
+            return None, None
+        scheme, _, token = head.headers.get("authorization", "").partition(" ")
+        name = self._tokens.name_of(token.strip()) if scheme.lower() == "bearer" else None
+        if name is None:
+            challenge = ("WWW-Authenticate", 'Bearer realm="hexz-serve"')
+            return None, error_response(401, "a bearer token is needed", (challenge,))
+        return name, None
+
+    def sent(self, peer: str, size: int) -> None:
+        """`size` body bytes went to `peer`."""
+        if self._limiter is not None:
+            self._limiter.sent(_address(peer), size)
+
+
+def _address(peer: str) -> str:
+    return peer.rpartition(":")[0] or peer
+
+
+class AccessEntry(NamedTuple):
+    """One answered request; `size` is the body bytes sent, `duration` in seconds."""
+
+    peer: str
+    token: str | None
+    head: RequestHead
+    status: int
+    size: int
+    duration: float
+
+
+class AccessLog:
+    """One JSON object a line, appended to a file that `reopen` opens again after it was moved away."""
+
+    def __init__(self, path: str) -> None:
+        """Open the file.
+
+        Raises: ConfigError.
+        """
+        self._path = path
+        self._fd = self._open()
+        self._failing = False
+
+    def _open(self) -> int:
+        try:
+            return os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except OSError as error:
+            raise ConfigError(f"{self._path}: cannot write the access log: {error.strerror}") from None
+
+    def reopen(self) -> None:
+        """Open the file by its name again.
+
+        Raises: ConfigError, and then the old one goes on being used.
+        """
+        fresh = self._open()
+        os.dup2(fresh, self._fd, inheritable=False)
+        os.close(fresh)
+
+    def write(self, entry: AccessEntry) -> None:
+        """Append a line; one write each, so lines of several threads do not mix."""
+        head = entry.head
+        line = json.dumps(
+            {
+                "time": round(time.time(), 3),
+                "client": entry.peer,
+                "token": entry.token,
+                "method": head.method,
+                "path": head.target,
+                "range": head.headers.get("range"),
+                "status": entry.status,
+                "bytes": entry.size,
+                "seconds": round(entry.duration, 6),
+            }
+        )
+        try:
+            os.write(self._fd, line.encode() + b"\n")
+            self._failing = False
+        except OSError as error:
+            # A full disk must not stop the service; it is said once, not for every request.
+            if not self._failing:
+                log.error("%s: the access log cannot be written: %s", self._path, error.strerror)
+            self._failing = True

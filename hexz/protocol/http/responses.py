@@ -1,0 +1,179 @@
+"""Responses as values, and the one place that turns a request for a representation into the right one.
+
+A body is a list of parts: bytes as they are, or a `Piece` of something that is read
+while it is sent (`Source`), so that a response of any length is a few small values.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Callable, Sequence
+from http import HTTPStatus
+from typing import Any, NamedTuple, Protocol, Union
+
+from hexz.protocol.http.conditions import Validators, evaluate, range_applies
+from hexz.protocol.http.dates import format_date
+from hexz.protocol.http.head import RequestHead
+from hexz.protocol.http.ranges import Span, Unsatisfiable, parse_range
+
+__all__ = [
+    "Part",
+    "Piece",
+    "Representation",
+    "Response",
+    "Source",
+    "error_response",
+    "json_response",
+    "pack_head",
+    "represent",
+]
+
+
+class Source(Protocol):
+    """Something that gives its bytes in spans."""
+
+    def read(self, offset: int, length: int) -> Sequence[bytes | memoryview]:
+        """Buffers that make up [offset, offset + length)."""
+
+
+class Piece(NamedTuple):
+    """`length` bytes of `source` from `offset` on."""
+
+    source: Source
+    offset: int
+    length: int
+
+
+Part = Union[bytes, Piece]
+
+
+class Response(NamedTuple):
+    """What to answer; `length` is the body's in bytes.  `done` runs once it was sent or given up."""
+
+    status: int
+    headers: tuple[tuple[str, str], ...] = ()
+    body: tuple[Part, ...] = ()
+    length: int = 0
+    done: Callable[[], None] | None = None
+    close: bool = False
+
+
+class Representation(NamedTuple):
+    """Some bytes under a URL: where they come from, how many, what kind, and what identifies them."""
+
+    source: Source
+    size: int
+    content_type: str
+    validators: Validators
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+_REASONS = {status.value: status.phrase for status in HTTPStatus}
+_PHRASES = {413: "Content Too Large", 414: "URI Too Long", 416: "Range Not Satisfiable"}
+
+
+def pack_head(response: Response, keep_alive: bool, date: str, extra: Sequence[tuple[str, str]] = ()) -> bytes:
+    """The bytes of a response's head; `date` is the formatted present time."""
+    status = response.status
+    lines = [f"HTTP/1.1 {status} {_PHRASES.get(status) or _REASONS.get(status, '')}", f"Date: {date}"]
+    lines += [f"{name}: {value}" for name, value in response.headers]
+    lines += [f"{name}: {value}" for name, value in extra]
+    if status not in {304, 204} and status >= 200:
+        lines.append(f"Content-Length: {response.length}")
+    if not keep_alive:
+        lines.append("Connection: close")
+    lines.append("\r\n")
+    return "\r\n".join(lines).encode("latin-1")
+
+
+def json_response(value: Any, status: int = 200, headers: tuple[tuple[str, str], ...] = ()) -> Response:
+    """`value` as JSON."""
+    body = json.dumps(value).encode() + b"\n"
+    return Response(status, (("Content-Type", "application/json"), *headers), (body,), len(body))
+
+
+def error_response(
+    status: int, message: str, headers: tuple[tuple[str, str], ...] = (), close: bool = False
+) -> Response:
+    """One line for people."""
+    body = message.encode() + b"\n"
+    kind = ("Content-Type", "text/plain; charset=utf-8")
+    return Response(status, (kind, *headers), (body,), len(body), None, close)
+
+
+def represent(
+    head: RequestHead, representation: Representation, max_range: int = 0, done: Callable[[], None] | None = None
+) -> Response:
+    """The response to GET or HEAD of `representation`: 200, 206, 304, 412 or 416.
+
+    `max_range` clamps what one ranged answer carries, in bytes; 0 does not.
+    Spec: RFC 9110 sections 13, 14 and 15.3.7.
+    """
+    headers, validators = head.headers, representation.validators
+    identity = (
+        ("ETag", f'"{validators.etag}"'),
+        ("Last-Modified", format_date(validators.modified)),
+        ("Accept-Ranges", "bytes"),
+        *representation.headers,
+    )
+    decided = evaluate(headers, validators, reading=True)
+    if decided == 304:
+        return Response(304, identity, (), 0, done)
+    if decided is not None:
+        return error_response(412, "the precondition does not hold", identity)._replace(done=done)
+    kind = ("Content-Type", representation.content_type)
+    wanted = headers.get("range")
+    # Range means something for GET alone (RFC 9110 section 14.2).
+    if wanted is not None and head.method == "GET" and range_applies(headers, validators):
+        try:
+            spans = parse_range(wanted, representation.size)
+        except Unsatisfiable:
+            size = ("Content-Range", f"bytes */{representation.size}")
+            response = error_response(416, f"the stream has {representation.size} bytes", (size, *identity))
+            return response._replace(done=done)
+        if spans is not None:
+            return _partial(representation, spans, (*identity, kind), max_range, done)
+    body = Piece(representation.source, 0, representation.size)
+    return Response(200, (*identity, kind), (body,), representation.size, done)
+
+
+def _partial(
+    representation: Representation,
+    spans: list[Span],
+    headers: tuple[tuple[str, str], ...],
+    max_range: int,
+    done: Callable[[], None] | None,
+) -> Response:
+    source, size = representation.source, representation.size
+    if max_range:
+        spans = _clamp(spans, max_range)
+    if len(spans) == 1:
+        start, length = spans[0]
+        position = ("Content-Range", f"bytes {start}-{start + length - 1}/{size}")
+        return Response(206, (position, *headers), (Piece(source, start, length),), length, done)
+    boundary = secrets.token_hex(16)
+    parts: list[Part] = []
+    total = 0
+    for start, length in spans:
+        text = (
+            f"\r\n--{boundary}\r\nContent-Type: {representation.content_type}\r\n"
+            f"Content-Range: bytes {start}-{start + length - 1}/{size}\r\n\r\n"
+        ).encode("latin-1")
+        parts += [text, Piece(source, start, length)]
+        total += len(text) + length
+    end = f"\r\n--{boundary}--\r\n".encode()
+    parts.append(end)
+    identity = tuple(header for header in headers if header[0] != "Content-Type")
+    kind = ("Content-Type", f"multipart/byteranges; boundary={boundary}")
+    return Response(206, (*identity, kind), tuple(parts), total + len(end), done)
+
+
+def _clamp(spans: list[Span], most: int) -> list[Span]:
+    kept: list[Span] = []
+    for start, length in spans:
+        if most <= 0:
+            break
+        kept.append(Span(start, min(length, most)))
+        most -= length
+    return kept

@@ -1,0 +1,71 @@
+"""The HTTP server: a connection loop for each client, in front of an application."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import ssl
+
+from hexz.access import AccessLog, Gate
+from hexz.servers.base import Connection
+from hexz.servers.http_connection import Application, HttpConnection
+from hexz.servers.tls import TlsContext
+
+__all__ = ["HttpService"]
+
+log = logging.getLogger("hexz.http")
+
+TLS_HANDSHAKE_S = 10.0
+_BUSY = (
+    b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 5\r\nConnection: close\r\n"
+    b"Content-Type: text/plain; charset=utf-8\r\nContent-Length: 21\r\n\r\ntoo many connections\n"
+)
+
+
+class HttpService:
+    """Serves an application over HTTP/1.1 and HTTP/1.0, with TLS if there is a certificate."""
+
+    def __init__(
+        self,
+        application: Application,
+        gate: Gate | None = None,
+        access_log: AccessLog | None = None,
+        tls: TlsContext | None = None,
+        cors: str | None = None,
+        scheme: str = "http",
+    ) -> None:
+        """`cors` is the origin that pages may read from (``*`` for any)."""
+        self.scheme = f"{scheme}s" if tls else scheme
+        self._application = application
+        self._gate = gate or Gate()
+        self._access_log = access_log
+        self._tls = tls
+        self._headers: tuple[tuple[str, str], ...] = ()
+        if cors is not None:
+            exposed = "Accept-Ranges, Content-Length, Content-Range, ETag, Last-Modified"
+            self._headers = (
+                ("Access-Control-Allow-Origin", cors),
+                ("Access-Control-Expose-Headers", exposed),
+                ("Vary", "Origin"),
+            )
+
+    def serve(self, connection: Connection) -> None:
+        """Requests until the client leaves."""
+        if self._tls is not None:
+            sock = connection.sock
+            sock.settimeout(TLS_HANDSHAKE_S)
+            try:
+                connection.sock = self._tls.wrap(sock)
+            except (ssl.SSLError, socket.timeout, TimeoutError) as error:
+                log.info("%s: TLS: %s", connection.peer, error)
+                return
+        HttpConnection(connection, self._application, self._gate, self._access_log, self._headers).run()
+
+    def refuse(self, connection: Connection) -> None:
+        """503, unless TLS would have to come first."""
+        if self._tls is None:
+            connection.sock.send(_BUSY)
+
+    def drain(self, connection: Connection) -> None:
+        """Idle connections end now, others after the response that is running."""
+        connection.hang_up_idle()

@@ -1,0 +1,265 @@
+"""The routes of the catalog: streams, facts, extents, archived files, and the snapshot files themselves."""
+
+from __future__ import annotations
+
+import mimetypes
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Any
+from urllib.parse import parse_qs, quote
+
+from hexz.catalog import Catalog, Lease
+from hexz.errors import NoSuchSnapshot
+from hexz.format.metadata import ArchivedFile
+from hexz.protocol.http.conditions import Validators
+from hexz.protocol.http.head import RequestError, RequestHead
+from hexz.protocol.http.responses import (
+    Representation,
+    Response,
+    error_response,
+    json_response,
+    represent,
+)
+from hexz.servers.http_connection import Request
+from hexz.servers.http_page import index_page
+from hexz.snapshot import Snapshot, Stream
+
+__all__ = ["CatalogApplication"]
+
+OCTETS = "application/octet-stream"
+READING = "GET, HEAD, OPTIONS"
+MAX_EXTENTS = 65536
+"""Most extents in one answer; `next` then says where to go on."""
+IMMUTABLE = ("Cache-Control", "public, max-age=31536000, immutable")
+
+
+class _FileSource:
+    """The bytes of a .hxz file, as they are."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self._snapshot = snapshot
+
+    def read(self, offset: int, length: int) -> list[bytes]:
+        return [self._snapshot.read_file(offset, length)]
+
+
+class _PartSource:
+    """One archived file: a span of a stream."""
+
+    def __init__(self, stream: Stream, offset: int) -> None:
+        self._stream = stream
+        self._offset = offset
+
+    def read(self, offset: int, length: int) -> list[memoryview]:
+        return self._stream.read(self._offset + offset, length)
+
+
+class CatalogApplication:
+    """Everything under ``/`` that comes from snapshots."""
+
+    def __init__(self, catalog: Catalog, max_range: int = 0, ready: Callable[[], bool] = lambda: True) -> None:
+        """`max_range` clamps one ranged answer, in bytes; `ready` says whether the daemon takes requests."""
+        self._catalog = catalog
+        self._max_range = max_range
+        self._ready = ready
+        self._plain = {
+            "/disk": lambda head: self._stream(head, None, "disk"),
+            "/memory": lambda head: self._stream(head, None, "memory"),
+            "/info": lambda head: self._info(head, None),
+            "/extents": lambda head: self._extents(head, None),
+            "/": self._index,
+            "/snapshots": lambda head: json_response({"snapshots": self._names()}),
+            "/snapshots/": lambda head: json_response({"snapshots": self._names()}),
+            "/healthz": lambda head: json_response({"status": "ok"}),
+            "/readyz": self._readiness,
+        }
+
+    def respond(self, request: Request) -> Response:
+        """The response to any request."""
+        head = request.head
+        if head.method not in ("GET", "HEAD"):
+            return self._other_method(head)
+        found = self._plain.get(head.path)
+        return found(head) if found is not None else self._route(head)
+
+    def _other_method(self, head: RequestHead) -> Response:
+        if head.method != "OPTIONS":
+            return error_response(
+                405, f"{head.method} is not possible here: snapshots are read-only", (("Allow", READING),)
+            )
+        headers: tuple[tuple[str, str], ...] = (("Allow", READING),)
+        if "access-control-request-method" in head.headers:
+            headers = (
+                *headers,
+                ("Access-Control-Allow-Methods", READING),
+                ("Access-Control-Allow-Headers", "Authorization, Range, If-Range, If-None-Match, If-Match"),
+                ("Access-Control-Max-Age", "86400"),
+            )
+        return Response(204, headers)
+
+    def _route(self, head: RequestHead) -> Response:
+        segments = head.segments
+        if len(segments) == 1 and segments[0].endswith(".hxz"):
+            return self._file(head, segments[0][: -len(".hxz")])
+        if segments[0] == "snapshots" and len(segments) >= 2:
+            name = segments[1]
+            if len(segments) == 3 and segments[2] in ("disk", "memory"):
+                return self._stream(head, name, segments[2])
+            if len(segments) == 2 or (len(segments) == 3 and segments[2] == "info"):
+                return self._info(head, name)
+            if len(segments) == 3 and segments[2] == "extents":
+                return self._extents(head, name)
+            if segments[2] == "files":
+                return self._archived(head, name, "/".join(segments[3:]))
+        raise NoSuchSnapshot(f"there is nothing at {head.path}")
+
+    def _stream(self, head: RequestHead, name: str | None, which: str) -> Response:
+        lease = self._catalog.lease(name)
+        snapshot = lease.snapshot
+        stream = snapshot.streams.get(which)
+        if stream is None:
+            lease.release()
+            raise NoSuchSnapshot(f"snapshot {lease.name!r} has no {which} stream")
+        return self._represent(head, lease, stream, stream.size, OCTETS, stream.etag)
+
+    def _represent(
+        self, head: RequestHead, lease: Lease, source: Any, size: int, content_type: str, etag: str
+    ) -> Response:
+        headers: tuple[tuple[str, str], ...] = ()
+        if head.query and parse_qs(head.query).get("v") == [etag]:
+            headers = (IMMUTABLE,)  # the URL names this content: it can never change
+        representation = Representation(source, size, content_type, Validators(etag, lease.snapshot.mtime), headers)
+        return represent(head, representation, self._max_range, lease.release)
+
+    def _file(self, head: RequestHead, name: str) -> Response:
+        lease = self._catalog.lease(name)
+        snapshot = lease.snapshot
+        return self._represent(head, lease, _FileSource(snapshot), snapshot.file_size, OCTETS, snapshot.etag)
+
+    def _info(self, head: RequestHead, name: str | None) -> Response:
+        lease = self._catalog.lease(name)
+        with lease as snapshot:
+            facts = {"name": lease.name, "default": lease.name == self._catalog.default, **snapshot.info()}
+            del facts["path"]  # where files lie on the server is nobody's business
+            for parent in facts["parents"]:
+                del parent["path"]
+        return json_response(facts)
+
+    def _extents(self, head: RequestHead, name: str | None) -> Response:
+        query = parse_qs(head.query, keep_blank_values=True)
+        which = query.get("stream", ["disk"])[0]
+        lease = self._catalog.lease(name)
+        with lease as snapshot:
+            stream = snapshot.streams.get(which)
+            if stream is None:
+                raise NoSuchSnapshot(f"snapshot {lease.name!r} has no {which} stream")
+            start = _number(query, "start", 0)
+            if start > stream.size:
+                raise RequestError(416, f"the stream has {stream.size} bytes")
+            length = min(_number(query, "length", stream.size), stream.size - start)
+            extents = list(islice(stream.extents(start, length), MAX_EXTENTS))
+            end = extents[-1].start + extents[-1].length if extents else start
+            answer = {
+                "stream": which,
+                "size": stream.size,
+                "start": start,
+                "length": end - start,
+                "next": end if end < start + length else None,
+                "extents": [extent._asdict() for extent in extents],
+            }
+        return json_response(answer)
+
+    def _archived(self, head: RequestHead, name: str, path: str) -> Response:
+        lease = self._catalog.lease(name)
+        try:
+            files = lease.snapshot.files
+            if files is None:
+                raise NoSuchSnapshot(f"snapshot {lease.name!r} is no folder archive")
+            if not path or path.endswith("/"):
+                response = json_response({"path": path, "entries": list(_listing(files, path))})
+                lease.release()
+                return response
+            found = next((file for file in files if file.path == path), None)
+            if found is None:
+                raise NoSuchSnapshot(f"{path!r} is not in the archive")
+            stream = lease.snapshot.streams.get(found.stream)
+            kind = mimetypes.guess_type(path, strict=False)[0] or OCTETS
+            etag = f"{lease.snapshot.digest(f'f{found.offset:x}')}-1"
+            source = _PartSource(stream, found.offset) if stream is not None else _FileSource(lease.snapshot)
+            response = self._represent(head, lease, source, found.size, kind, etag)
+            # An archive may hold any page: a browser shows it as if it came from nowhere.
+            guard = (("Content-Security-Policy", "sandbox"), ("X-Content-Type-Options", "nosniff"))
+            return response._replace(headers=(*response.headers, *guard))
+        except BaseException:
+            lease.release()
+            raise
+
+    def _names(self) -> list[dict[str, Any]]:
+        listed = []
+        for name in self._catalog.names():
+            try:
+                lease = self._catalog.lease(name)
+            except NoSuchSnapshot:
+                continue  # taken away a moment ago
+            with lease as snapshot:
+                base = f"/snapshots/{quote(name, safe='')}"
+                listed.append(
+                    {
+                        "name": name,
+                        "default": name == self._catalog.default,
+                        "file": f"/{quote(name, safe='')}.hxz",
+                        "file_size": snapshot.file_size,
+                        "compression": snapshot.header.compression.name.lower(),
+                        "thin": snapshot.thin,
+                        "encrypted": snapshot.encrypted,
+                        "archive": snapshot.files is not None,
+                        "info": f"{base}/info",
+                        "streams": {
+                            stream.name: {"size": stream.size, "etag": stream.etag, "url": f"{base}/{stream.name}"}
+                            for stream in snapshot.streams.values()
+                        },
+                    }
+                )
+        return listed
+
+    def _index(self, head: RequestHead) -> Response:
+        """A page for people, JSON for programs."""
+        names = self._names()
+        if "text/html" not in head.headers.get("accept", ""):
+            return json_response({"snapshots": names}, headers=(("Vary", "Accept"),))
+        body = index_page(names).encode()
+        headers = (
+            ("Content-Type", "text/html; charset=utf-8"),
+            ("Vary", "Accept"),
+            ("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'"),
+        )
+        return Response(200, headers, (body,), len(body))
+
+    def _readiness(self, head: RequestHead) -> Response:
+        if self._ready():
+            return json_response({"status": "ready", "snapshots": len(self._catalog)})
+        return json_response({"status": "draining"}, 503, (("Retry-After", "5"),))
+
+
+def _number(query: dict[str, list[str]], key: str, default: int) -> int:
+    text = query.get(key, [""])[0]
+    if not text:
+        return default
+    if not (text.isascii() and text.isdigit() and len(text) <= 19):
+        raise RequestError(400, f"{key} is not a number of bytes")
+    return int(text)
+
+
+def _listing(files: list[ArchivedFile], folder: str) -> Iterator[dict[str, Any]]:
+    """The files and folders directly in `folder` (empty, or ending in a slash)."""
+    seen: set[str] = set()
+    for file in files:
+        if not file.path.startswith(folder):
+            continue
+        name, slash, _ = file.path[len(folder) :].partition("/")
+        if slash:
+            if name not in seen:
+                seen.add(name)
+                yield {"name": f"{name}/", "type": "folder"}
+        else:
+            yield {"name": name, "type": "file", "size": file.size, "mode": file.mode, "mtime": file.mtime}
