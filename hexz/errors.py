@@ -134,6 +134,8 @@ class CryptographyMissing(SnapshotError):
 class BlockError(HexzError):
     """One block that cannot be served: CRC, length, tag or codec.  Other blocks go on."""
 
+    exit_status = 65
+
     def __init__(self, path: str, stream: str, position: int, stored_offset: int, reason: str) -> None:
         super().__init__(f"{path}: {stream} block at {position} (stored at {stored_offset}): {reason}")
         self.path = path

@@ -81,7 +81,9 @@ class Encoder:
     """Encodes blocks for a new file; one for each thread.
 
     `level` is the codec's own: for lz4 0 is the fast mode and 1 to 12 the
-    high-compression one, for zstd 1 to 22.
+    high-compression one, for zstd 1 to 22.  The index keeps no check of the plain
+    bytes, and a damaged dictionary decodes to wrong ones of the right length: frames
+    made with a dictionary carry zstd's own checksum.
     """
 
     def __init__(self, compression: Compression, level: int | None = None, dictionary: bytes | None = None) -> None:
@@ -92,7 +94,7 @@ class Encoder:
             self._zstd = zstandard.ZstdCompressor(
                 level=3 if level is None else level,
                 dict_data=trained,
-                write_checksum=False,
+                write_checksum=trained is not None,
                 write_content_size=True,
             )
 

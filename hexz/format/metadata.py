@@ -8,10 +8,12 @@ from __future__ import annotations
 import json
 from typing import Any, NamedTuple
 
-__all__ = ["MAX_METADATA", "ArchivedFile", "ManifestError", "parse_manifest", "parse_metadata"]
+__all__ = ["IMAGE_KIND", "MAX_METADATA", "ArchivedFile", "ManifestError", "parse_manifest", "parse_metadata"]
 
 MAX_METADATA = 64 << 20
 """Largest metadata parsed, bytes."""
+IMAGE_KIND = "image"
+"""`kind` in the metadata that `hexz pack` writes: its list of files only lets other readers find the disk."""
 MAX_POSITION = (1 << 63) - 1
 
 
@@ -51,7 +53,7 @@ def parse_manifest(metadata: dict[str, Any], disk_size: int, memory_size: int) -
     Raises: ManifestError on a hostile path, a duplicate, or a range past its stream.
     """
     listed = metadata.get("files")
-    if listed is None:
+    if listed is None or metadata.get("kind") == IMAGE_KIND:
         return None
     if not isinstance(listed, list):
         raise ManifestError("the manifest is not a list")

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from typing import BinaryIO, NamedTuple
 
-from hexz.format.codec import crc32
 from hexz.format.header import HEADER_SIZE, Compression, Header, Piece, Variant, build_header
 from hexz.format.index import (
     MAX_PAGE_ENTRIES,
@@ -21,21 +20,23 @@ from hexz.format.index import (
     build_page,
 )
 
-__all__ = ["MAX_REMEMBERED", "SnapshotWriter"]
+__all__ = ["MAX_REMEMBERED", "Place", "SnapshotWriter"]
 
 MAX_REMEMBERED = 1 << 19
-"""Stored blocks remembered for deduplication, about 100 MB; beyond it the oldest is forgotten."""
+"""Stored blocks remembered for deduplication, about 130 MB; beyond it the older half is forgotten."""
 NO_HASH = bytes(32)
 
 
-class _Stored(NamedTuple):
+class Place(NamedTuple):
+    """Where a block was stored: bytes, and the CRC-32 of the stored bytes."""
+
     offset: int
     length: int
     crc: int
 
 
 class SnapshotWriter:
-    """One snapshot being written to `file`, an empty seekable binary file; not safe to share between threads.
+    """One snapshot being written to `file`, empty, seekable and readable; not safe to share between threads.
 
     Call `begin` for each stream (disk first), `data`, `zero` and `parent` for its
     blocks in order, and `finish` at the end.
@@ -66,7 +67,8 @@ class SnapshotWriter:
         self._entries: list[Entry] = []
         self._blocks = 0
         self._page_start = 0
-        self._remembered: dict[bytes, _Stored] = {}
+        self._recent: dict[int, Place] = {}
+        self._older: dict[int, Place] = {}
 
     def _write(self, data: bytes) -> None:
         self._file.write(data)
@@ -78,27 +80,30 @@ class SnapshotWriter:
         self._stream = stream
         self._page_start = self._sizes[stream]
 
-    def knows(self, digest: bytes) -> bool:
-        """A block with this digest is stored already.  May be asked from any thread."""
-        return digest in self._remembered
+    def find(self, key: int) -> Place | None:
+        """Where the last block stored under `key` lies, if it is remembered.  May be asked from any thread."""
+        return self._recent.get(key) or self._older.get(key)
 
-    def repeat(self, digest: bytes, logical_length: int) -> bool:
-        """Add a block as a reference to the stored one with this digest; False when it is not remembered."""
-        stored = self._remembered.get(digest)
-        if stored is None:
-            return False
-        self._add(Entry(stored.offset, stored.length, logical_length, stored.crc, NO_HASH))
-        return True
+    def stored(self, place: Place) -> bytes:
+        """The stored bytes of an earlier block, read back from the file."""
+        self._file.seek(place.offset)
+        data = self._file.read(place.length)
+        self._file.seek(self._position)
+        return data
 
-    def data(self, stored: bytes, logical_length: int, digest: bytes | None = None) -> None:
-        """Store a compressed block of `logical_length` bytes, remembered under `digest` if given."""
-        place = _Stored(self._position, len(stored), crc32(stored))
+    def repeat(self, place: Place, logical_length: int) -> None:
+        """Add a block as a reference to an equal one that is stored already."""
+        self._add(Entry(place.offset, place.length, logical_length, place.crc, NO_HASH))
+
+    def data(self, stored: bytes, crc: int, logical_length: int, key: int | None = None) -> None:
+        """Store a compressed block of `logical_length` bytes with its CRC-32, to be found under `key` if given."""
+        place = Place(self._position, len(stored), crc)
         self._write(stored)
         self._add(Entry(place.offset, place.length, logical_length, place.crc, NO_HASH))
-        if digest is not None:
-            if len(self._remembered) >= MAX_REMEMBERED:
-                del self._remembered[next(iter(self._remembered))]
-            self._remembered[digest] = place
+        if key is not None:
+            if len(self._recent) >= MAX_REMEMBERED // 2:
+                self._older, self._recent = self._recent, {}
+            self._recent[key] = place
 
     def zero(self, logical_length: int) -> None:
         """Add a block of zeros; nothing is stored."""

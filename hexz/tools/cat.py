@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import BinaryIO
 
-from hexz.errors import NoSuchSnapshot, UsageError
+from hexz.errors import NoSuchSnapshot, SystemFailure, UsageError
 from hexz.snapshot import Snapshot, Stream, new_context, open_snapshot
 
 __all__ = ["cat", "stream_of"]
@@ -32,14 +32,21 @@ def cat(
 ) -> int:
     """Write up to `length` bytes from `offset` on (default all) to `out`; how many that were.
 
-    Raises: UsageError for an offset past the end; NoSuchSnapshot; what opening and reading raise.
+    Raises: UsageError for an offset past the end; NoSuchSnapshot; SystemFailure; BrokenPipeError; what opening and
+        reading raise.
     """
     with open_snapshot(path, new_context(CACHE, password, parent_dirs)) as snapshot:
         stream = stream_of(snapshot, name)
         if offset > stream.size:
             raise UsageError(f"offset {offset} is past the end: the {name} stream has {stream.size} bytes")
         end = stream.size if length is None else min(stream.size, offset + length)
-        for position in range(offset, end, PIECE):
-            for view in stream.read(position, min(PIECE, end - position)):
-                out.write(view)
+        try:
+            for position in range(offset, end, PIECE):
+                for view in stream.read(position, min(PIECE, end - position)):
+                    out.write(view)
+            out.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise SystemFailure(f"cannot write the output: {error.strerror}") from error
         return end - offset

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import stat
 from typing import BinaryIO
 
-from hexz.errors import SystemFailure, UsageError
+from hexz.errors import CorruptSnapshot, SystemFailure, UsageError
 from hexz.format.metadata import ArchivedFile
 from hexz.snapshot import DATA, Snapshot, Stream, new_context, open_snapshot
 from hexz.tools.cat import stream_of
-from hexz.tools.output import whole_file
+from hexz.tools.output import check_output, hidden_name, whole_file
 from hexz.tools.progress import Progress
 
 __all__ = ["extract"]
 
 CACHE = 64 << 20
 PIECE = 1 << 20
+ZEROS = bytes(PIECE)
+LARGEST_FILE = (1 << 63) - 1
+"""Bytes of a file that the operating system can address."""
 SAFE_MODE = 0o777
 """Permission bits taken from an archive: never set-uid, set-gid or sticky."""
 
@@ -34,24 +38,32 @@ def extract(
     Without a stream's `name`, a folder archive gives its files and anything else its disk.  Returns the bytes written.
     Raises: UsageError when the folder exists; NoSuchSnapshot; SystemFailure; what opening and reading raise.
     """
-    with open_snapshot(path, new_context(CACHE, password, parent_dirs)) as snapshot:
+    context = new_context(CACHE, password, parent_dirs)
+    with open_snapshot(path, context) as snapshot:
         files = snapshot.files if name is None else None
         if files is not None:
             return _extract_folder(snapshot, files, out)
         stream = stream_of(snapshot, name or "disk")
+        check_output(out, [snapshot.path, *(parent.path for parent in snapshot.ancestors())])
+        if stream.size > LARGEST_FILE:
+            raise SystemFailure(f"{out}: cannot write: no file can have {stream.size} bytes")
         with Progress(f"extracting {stream.name}", stream.size) as progress, whole_file(out) as file:
             _copy(stream, 0, stream.size, file, progress)
         return stream.size
 
 
 def _copy(stream: Stream, offset: int, length: int, file: BinaryIO, progress: Progress) -> None:
-    """`length` bytes of the stream to the start of `file`; zeros become holes."""
+    """`length` bytes of the stream to the start of `file`; zeros, also those that are stored, become holes."""
     for extent in stream.flat_extents(offset, length):
         if extent.kind == DATA:
-            file.seek(extent.start - offset)
-            for position in range(extent.start, extent.start + extent.length, PIECE):
-                for view in stream.read(position, min(PIECE, extent.start + extent.length - position)):
-                    file.write(view)
+            end = extent.start + extent.length
+            for position in range(extent.start, end, PIECE):
+                at = position - offset
+                for view in stream.read(position, min(PIECE, end - position)):
+                    if not ZEROS.startswith(view):
+                        file.seek(at)
+                        file.write(view)
+                    at += len(view)
                     progress.advance(len(view))
         else:
             progress.advance(extent.length)
@@ -61,30 +73,38 @@ def _copy(stream: Stream, offset: int, length: int, file: BinaryIO, progress: Pr
 def _extract_folder(snapshot: Snapshot, files: list[ArchivedFile], out: str) -> int:
     if os.path.lexists(out):
         raise UsageError(f"{out}: exists already: a folder archive is extracted to a new folder")
-    folder, base = os.path.split(os.path.abspath(out))
-    aside = os.path.join(folder, f".{base}.{os.getpid()}.part")
     total = sum(file.size for file in files)
+    if total > sum(stream.size for stream in snapshot.streams.values()):
+        # Overlapping files could make a small archive fill any disk; no writer shares bytes between files.
+        raise CorruptSnapshot(snapshot.path, "the manifest's files overlap")
+    aside = hidden_name(os.path.dirname(os.path.abspath(out)))
     try:
         os.mkdir(aside)
         with Progress("extracting files", total) as progress:
             for file in files:
                 _extract_file(snapshot, file, aside, progress)
         os.rename(aside, out)
-    except OSError as error:
+    except BaseException as error:
         shutil.rmtree(aside, ignore_errors=True)
-        raise SystemFailure(f"{error.filename or out}: cannot write: {error.strerror}") from error
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise SystemFailure(f"{out}: cannot write: {error.strerror}") from error
         raise
     return total
 
 
 def _extract_file(snapshot: Snapshot, file: ArchivedFile, root: str, progress: Progress) -> None:
     # The manifest's paths were checked to be plain and relative, and nothing here makes links to follow.
-    path = os.path.join(root, *file.path.split("/"))
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    with open(path, "xb") as target:
+    try:
+        path = os.path.join(root, *file.path.split("/"))
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        target = open(path, "xb")  # noqa: SIM115 - closed below
+    except (FileExistsError, NotADirectoryError, IsADirectoryError):
+        raise CorruptSnapshot(snapshot.path, f"the manifest has {file.path!r} as a file and as a folder") from None
+    except UnicodeEncodeError:
+        raise SystemFailure(f"{file.path!r}: this name is not possible here") from None
+    with target:
         if file.size:
             _copy(stream_of(snapshot, file.stream), file.offset, file.size, target, progress)
         os.fchmod(target.fileno(), stat.S_IMODE(file.mode) & SAFE_MODE)
-    os.utime(path, (file.mtime, file.mtime))
+    with contextlib.suppress(OverflowError):  # a time that this system cannot have: the file keeps today's
+        os.utime(path, (file.mtime, file.mtime))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
 from hexz import __version__
-from hexz.errors import HexzError, SnapshotError, UnitError, UsageError
+from hexz.errors import HexzError, UnitError, UsageError
 from hexz.secrets import read_password
 from hexz.units import format_size, parse_size
 
@@ -65,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     extract.add_argument("out", metavar="OUT")
     extract.add_argument("--stream", choices=("disk", "memory"))
 
-    for reading in (info, verify, cat, extract):
+    for reading in (pack, info, verify, cat, extract):
         reading.add_argument("--password-file", metavar="FILE", help="password of an encrypted snapshot")
         reading.add_argument("--parent-dir", action="append", default=[], metavar="DIR", help="where parents may be")
     return parser
@@ -73,8 +74,13 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # file names can be bytes that no encoding has
     try:
-        return _run(_parser().parse_args(arguments))
+        status = _run(_parser().parse_args(arguments))
+        sys.stdout.flush()
+        return status
     except HexzError as error:
         return _fail(str(error), error.exit_status)
     except BrokenPipeError:
@@ -96,11 +102,11 @@ def _fail(message: str, status: int) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     # Each command is imported when it runs: a script that calls `info` a thousand times pays for nothing else.
-    if options.command == "pack":
-        return _pack(options)
     password = read_password(options.password_file)
     parent_dirs = tuple(options.parent_dir)
-    if options.command == "info":
+    if options.command == "pack":
+        _pack(options, password, parent_dirs)
+    elif options.command == "info":
         from hexz.tools.info import info
 
         print(info(options.file, options.json, password, parent_dirs))
@@ -109,9 +115,7 @@ def _run(options: argparse.Namespace) -> int:
     elif options.command == "cat":
         from hexz.tools.cat import cat
 
-        out = sys.stdout.buffer
-        cat(options.file, out, options.stream, options.offset, options.length, password, parent_dirs)
-        out.flush()
+        cat(options.file, sys.stdout.buffer, options.stream, options.offset, options.length, password, parent_dirs)
     else:
         from hexz.tools.extract import extract
 
@@ -120,20 +124,22 @@ def _run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _pack(options: argparse.Namespace) -> int:
+def _pack(options: argparse.Namespace, password: bytes | None, parent_dirs: tuple[str, ...]) -> None:
     from hexz.tools.pack import pack
 
     if options.workers is not None and not 1 <= options.workers <= 256:
         raise UsageError(f"--workers {options.workers}: 1 to 256")
     packed = pack(
         options.disk, options.out, options.memory, options.compression, options.level, options.block_size,
-        options.dictionary, options.parent, options.workers,
+        options.dictionary, options.parent, options.workers, password, parent_dirs,
     )  # fmt: skip
     print(
         f"{options.out}: {format_size(packed.image_bytes)} in {format_size(packed.file_bytes)}; blocks: "
         f"{packed.data} stored, {packed.repeated} repeated, {packed.zero} zero, {packed.parent} in the parent"
     )
-    return 0
+    if packed.parent_path is not None and os.path.isabs(packed.parent_path):
+        folder = os.path.dirname(packed.parent_path)
+        print(f"{options.out}: its parent is in another folder: open it with --parent-dir {folder}")
 
 
 def _verify(paths: list[str], password: bytes | None, parent_dirs: tuple[str, ...]) -> int:
@@ -142,15 +148,13 @@ def _verify(paths: list[str], password: bytes | None, parent_dirs: tuple[str, ..
     status = 0
     for path in paths:
         try:
-            verified = verify(path, password, parent_dirs)
-        except SnapshotError as error:
+            verified = verify(path, lambda line: _fail(line, DAMAGED), password, parent_dirs)
+        except HexzError as error:
             status = _fail(str(error), error.exit_status if len(paths) == 1 else DAMAGED)
             continue
-        for line in verified.damage:
-            _fail(line, DAMAGED)
-        if verified.damage:
+        if verified.damaged:
             status = DAMAGED
-            print(f"{path}: DAMAGED: {len(verified.damage)} places in {format_size(verified.checked)}")
+            print(f"{path}: DAMAGED: {verified.damaged} places in {format_size(verified.checked)}")
         else:
             print(f"{path}: ok, {format_size(verified.checked)} checked")
     return status

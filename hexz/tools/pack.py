@@ -1,28 +1,34 @@
 """``python -m hexz pack``: a disk image, and a memory image if wanted, into one snapshot.
 
-One thread reads and writes; the others hash and compress.  Memory is bounded: a
-few batches are under way at once, whatever the image's size.
+Threads read the image and compress; one places the blocks, in order.  Memory is
+bounded: a few batches are under way at once, whatever the image's size.
+
+Equal blocks are stored once.  A CRC-32 of the plain bytes finds the candidate, and
+the candidate's bytes, read back, decide: that costs a third of a cryptographic hash
+where blocks differ, which is nearly everywhere.
 """
 
 from __future__ import annotations
 
-import hashlib
+import json
 import os
-import stat
+import queue
 from collections import deque
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import NamedTuple
 
 import zstandard
 
-from hexz.errors import SnapshotNotFound, SnapshotUnreadable, SystemFailure, UsageError
-from hexz.format.codec import Encoder
+from hexz.errors import UsageError
+from hexz.format.codec import BlockDamage, Codec, Encoder, crc32
 from hexz.format.header import MAX_DICTIONARY, Compression, HeaderError
 from hexz.format.index import MAX_BLOCK
+from hexz.format.metadata import IMAGE_KIND
 from hexz.format.writer import SnapshotWriter
 from hexz.snapshot import Stream, new_context, open_snapshot
-from hexz.tools.output import whole_file
+from hexz.tools.image import Image, open_image
+from hexz.tools.output import check_output, whole_file
 from hexz.tools.progress import Progress
 
 __all__ = ["DEFAULT_BLOCK", "Packed", "pack"]
@@ -39,7 +45,7 @@ LEVELS = {Compression.LZ4: range(13), Compression.ZSTD: range(1, 23)}
 
 
 class Packed(NamedTuple):
-    """What was written: sizes in bytes, and the number of blocks of each kind."""
+    """What was written: sizes in bytes, the number of blocks of each kind, and the parent's path as it was stored."""
 
     image_bytes: int
     file_bytes: int
@@ -47,16 +53,18 @@ class Packed(NamedTuple):
     repeated: int
     zero: int
     parent: int
+    parent_path: str | None
 
 
 class _Block(NamedTuple):
-    """A block on its way: what it is, and its bytes, compressed unless an equal block was stored before."""
+    """A block on its way: compressed, or plain when an equal one may be stored already."""
 
     kind: str  # "data", "zero" or "parent"
     length: int
-    plain: memoryview | None = None
-    stored: bytes | None = None
-    digest: bytes | None = None
+    key: int = 0
+    stored: bytes = b""
+    crc: int = 0
+    plain: bytes = b""
 
 
 def pack(
@@ -69,33 +77,51 @@ def pack(
     dictionary: bool = False,
     parent: str | None = None,
     workers: int | None = None,
+    password: bytes | None = None,
+    parent_dirs: tuple[str, ...] = (),
 ) -> Packed:
     """Write the snapshot `out` of the images `disk` and `memory`.
 
-    With `parent`, blocks that it has at the same place are left out (a thin snapshot).
-    `block_size` is in bytes; `workers` is the number of threads that compress.
+    With `parent`, blocks that it has at the same place are left out (a thin snapshot);
+    `password` and `parent_dirs` are for opening it.  `block_size` is in bytes;
+    `workers` is the number of threads that compress.
     Raises: UsageError, SnapshotNotFound, SystemFailure, and what opening `parent` raises.
     """
     codec = _check(compression, level, block_size, dictionary)
     sources = {"disk": disk} if memory is None else {"disk": disk, "memory": memory}
-    _check_output(out, [*sources.values(), *([parent] if parent else [])])
-    base = open_snapshot(parent, new_context(PARENT_CACHE)) if parent else None
+    context = new_context(PARENT_CACHE, password, parent_dirs)
+    base = open_snapshot(parent, context) if parent else None
     try:
-        stored_parents = (_stored_path(parent, out),) if parent else ()
+        family = [base, *base.ancestors()] if base else []
+        check_output(out, [*sources.values(), *(snapshot.path for snapshot in family)])
+        stored_parent = _stored_path(parent, out) if parent else None
         trained = _train(disk, block_size) if dictionary else None
         with whole_file(out) as file:
-            writer = SnapshotWriter(file, codec, block_size, trained, stored_parents)
+            writer = SnapshotWriter(file, codec, block_size, trained, (stored_parent,) if stored_parent else ())
             packer = _Packer(writer, codec, level, trained, block_size, workers or os.cpu_count() or 1)
             for name, path in sources.items():
-                packer.add(name, path, base.streams.get(name) if base else None)
+                with open_image(path) as image:
+                    if name == "disk":
+                        metadata = b"" if base else _manifest(image)
+                    packer.add(name, image, base.streams.get(name) if base else None)
             try:
-                size = writer.finish()
+                size = writer.finish(metadata)
             except HeaderError as error:
                 raise UsageError(f"{out}: {error}") from None
-        return Packed(packer.image_bytes, size, *packer.counts())
+        return Packed(packer.image_bytes, size, *packer.counts(), stored_parent)
     finally:
         if base is not None:
             base.close()
+        context.workers.stop()
+
+
+def _manifest(image: Image) -> bytes:
+    """What lets the 0.8 releases read the disk (format.md section 16): they open nothing without a list of files.
+
+    Not for thin snapshots: 0.8 would read zeros where the parent has data.
+    """
+    file = {"path": "disk", "offset": 0, "size": image.size, "mode": 0o100644, "mtime": image.modified}
+    return json.dumps({"files": [file], "kind": IMAGE_KIND}, separators=(",", ":")).encode()
 
 
 def _check(compression: str, level: int | None, block_size: int, dictionary: bool) -> Compression:
@@ -113,20 +139,16 @@ def _check(compression: str, level: int | None, block_size: int, dictionary: boo
     return codec
 
 
-def _check_output(out: str, inputs: list[str]) -> None:
-    for path in inputs:
-        if os.path.exists(out) and os.path.exists(path) and os.path.samefile(out, path):
-            raise UsageError(f"{out}: is also an input: choose another name for the snapshot")
-    if os.path.isdir(out):
-        raise UsageError(f"{out}: is a directory")
-
-
 def _stored_path(parent: str, out: str) -> str:
     """The parent's path as the snapshot will name it: relative below the snapshot's folder, else absolute."""
     folder = os.path.dirname(os.path.realpath(out))
     real = os.path.realpath(parent)
-    inside = os.path.commonpath((folder, real)) == folder
-    return os.path.relpath(real, folder) if inside else real
+    path = os.path.relpath(real, folder) if os.path.commonpath((folder, real)) == folder else real
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"{parent}: a snapshot can name a parent only in UTF-8: rename it") from None
+    return path
 
 
 class _Packer:
@@ -143,162 +165,138 @@ class _Packer:
     ) -> None:
         self.image_bytes = 0
         self._writer = writer
-        self._codec = codec
-        self._level = level
-        self._dictionary = dictionary
+        self._encoder = partial(Encoder, codec, level, dictionary)
+        self._decoder = Codec(codec, dictionary)
         self._block_size = block_size
         self._workers = workers
-        self._encoders: deque[Encoder] = deque()  # idle ones; a deque hands them out atomically
+        self._batch = max(BATCH // block_size, 1) * block_size
+        self._idle: queue.SimpleQueue[tuple[Encoder, bytearray]] = queue.SimpleQueue()
+        for _ in range(workers + 1):
+            self._idle.put((self._encoder(), bytearray(self._batch)))
         self._zeros = bytes(block_size)
         self._counts = {"data": 0, "repeated": 0, "zero": 0, "parent": 0}
-
-    def _make_encoder(self) -> Encoder:
-        return Encoder(self._codec, self._level, self._dictionary)
 
     def counts(self) -> tuple[int, int, int, int]:
         """Blocks stored, repeated, zero and left to the parent."""
         counts = self._counts
         return counts["data"], counts["repeated"], counts["zero"], counts["parent"]
 
-    def add(self, name: str, path: str, base: Stream | None) -> None:
+    def add(self, name: str, image: Image, base: Stream | None) -> None:
         """Pack one image as the stream `name`."""
-        with _open_image(path) as image, ThreadPoolExecutor(self._workers, thread_name_prefix="pack") as pool:
-            self._writer.begin(name)
-            self.image_bytes += image.size
-            batch = max(BATCH // self._block_size, 1) * self._block_size
-            pending: deque[Future[list[_Block]]] = deque()
+        self._writer.begin(name)
+        self.image_bytes += image.size
+        pending: deque[Future[list[_Block]] | int] = deque()  # batches under way, and lengths of holes
+        with ThreadPoolExecutor(self._workers, thread_name_prefix="pack") as pool:
             with Progress(f"packing {name}", image.size) as progress:
                 try:
-                    for offset in range(0, image.size, batch):
-                        length = min(batch, image.size - offset)
-                        pending.append(pool.submit(self._encode, image, offset, length, base))
+                    for span in image.spans(self._block_size, self._batch):
+                        if span.hole:
+                            pending.append(span.length)
+                        else:
+                            pending.append(pool.submit(self._encode, image, span.offset, span.length, base))
                         if len(pending) >= self._workers * BATCHES_PER_WORKER:
-                            self._place(pending.popleft().result(), progress)
+                            self._place(pending.popleft(), progress)
                     while pending:
-                        self._place(pending.popleft().result(), progress)
+                        self._place(pending.popleft(), progress)
                 finally:
-                    for future in pending:
-                        future.cancel()
+                    for batch in pending:
+                        if isinstance(batch, Future):
+                            batch.cancel()
 
-    def _encode(self, image: _Image, offset: int, length: int, base: Stream | None) -> list[_Block]:
-        if image.is_hole(offset, length):
-            return [_Block("zero", size) for _, size in self._cut(offset, length)]
-        data = memoryview(image.read(offset, length))
-        encoder = self._encoders.pop() if self._encoders else self._make_encoder()
+    def _encode(self, image: Image, offset: int, length: int, base: Stream | None) -> list[_Block]:
+        idle = self._idle.get()
         try:
+            encoder, data = idle
+            view = memoryview(data)[:length]
+            image.read_into(offset, view)
             return [
-                self._encode_block(encoder, data[start - offset : start - offset + size], start, base)
-                for start, size in self._cut(offset, length)
+                self._encode_block(encoder, data, start, view[start : start + self._block_size], offset, base)
+                for start in range(0, length, self._block_size)
             ]
         finally:
-            self._encoders.append(encoder)
+            self._idle.put(idle)
 
-    def _cut(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
-        for start in range(offset, offset + length, self._block_size):
-            yield start, min(self._block_size, offset + length - start)
-
-    def _encode_block(self, encoder: Encoder, data: memoryview, start: int, base: Stream | None) -> _Block:
-        length = len(data)
-        if data == self._zeros[:length]:
+    def _encode_block(
+        self, encoder: Encoder, data: bytearray, start: int, block: memoryview, offset: int, base: Stream | None
+    ) -> _Block:
+        # bytearray.startswith compares in C at the speed of memory; comparing memoryviews is a hundred times slower.
+        length = len(block)
+        if data.startswith(self._zeros if length == self._block_size else bytes(length), start):
             return _Block("zero", length)
-        if base is not None and start + length <= base.size and _equal(data, base.read(start, length)):
-            return _Block("parent", length)
-        digest = hashlib.blake2b(data, digest_size=16).digest()
-        stored = None if self._writer.knows(digest) else encoder.encode(data)
-        return _Block("data", length, data, stored, digest)
+        if base is not None and offset + start + length <= base.size:
+            at = start
+            for view in base.read(offset + start, length):
+                if not data.startswith(view, at):
+                    break
+                at += len(view)
+            else:
+                return _Block("parent", length)
+        key = crc32(block)
+        if self._writer.find(key) is not None:
+            return _Block("data", length, key, plain=bytes(block))
+        stored = encoder.encode(block)
+        return _Block("data", length, key, stored, crc32(stored))
 
-    def _place(self, blocks: list[_Block], progress: Progress) -> None:
-        for block in blocks:
+    def _place(self, batch: Future[list[_Block]] | int, progress: Progress) -> None:
+        if isinstance(batch, int):
+            self._place_hole(batch, progress)
+            return
+        for block in batch.result():
             kind = block.kind
             if kind == "zero":
                 self._writer.zero(block.length)
             elif kind == "parent":
                 self._writer.parent(block.length)
-            elif block.digest is not None and self._writer.repeat(block.digest, block.length):
-                kind = "repeated"
-            elif block.plain is not None:
-                # Without `stored` the equal block was forgotten in the meantime.
-                stored = block.stored or self._make_encoder().encode(block.plain)
-                self._writer.data(stored, block.length, block.digest)
+            elif block.plain:
+                kind = self._place_repeated(block)
+            else:
+                # An equal block may have come just before: one that was compressed at the same time.
+                place = self._writer.find(block.key)
+                if (
+                    place is not None
+                    and place.crc == crc32(block.stored)
+                    and self._writer.stored(place) == block.stored
+                ):
+                    self._writer.repeat(place, block.length)
+                    kind = "repeated"
+                else:
+                    self._writer.data(block.stored, block.crc, block.length, block.key)
             self._counts[kind] += 1
             progress.advance(block.length)
 
-
-def _equal(data: memoryview, views: list[memoryview]) -> bool:
-    at = 0
-    for view in views:
-        if data[at : at + len(view)] != view:
-            return False
-        at += len(view)
-    return True
-
-
-class _Image:
-    """A raw image: a regular file or a block device, read by position, its holes known."""
-
-    def __init__(self, path: str, fd: int, size: int) -> None:
-        self.path = path
-        self.size = size
-        self._fd = fd
-
-    def read(self, offset: int, length: int) -> bytes:
-        """Exactly `length` bytes.  Raises: SystemFailure."""
-        parts: list[bytes] = []
-        while length:
+    def _place_repeated(self, block: _Block) -> str:
+        place = self._writer.find(block.key)
+        if place is not None:
             try:
-                part = os.pread(self._fd, length, offset)
-            except OSError as error:
-                raise SystemFailure(f"{self.path}: reading at {offset}: {error.strerror}") from error
-            if not part:
-                raise SystemFailure(f"{self.path}: ends at {offset}: it shrank while it was packed")
-            parts.append(part)
-            offset += len(part)
-            length -= len(part)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+                same = self._decoder.decode(self._writer.stored(place), block.length) == block.plain
+            except BlockDamage:  # it has another length
+                same = False
+            if same:
+                self._writer.repeat(place, block.length)
+                return "repeated"
+        stored = self._encoder().encode(block.plain)
+        self._writer.data(stored, crc32(stored), block.length, block.key)
+        return "data"
 
-    def is_hole(self, offset: int, length: int) -> bool:
-        """Whether the file system has nothing stored for the span, so that it reads as zeros."""
-        try:
-            return os.lseek(self._fd, offset, os.SEEK_DATA) >= offset + length
-        except OSError:  # ENXIO: no data from here to the end; else a device that cannot tell, which then is read
-            try:
-                return os.lseek(self._fd, offset, os.SEEK_HOLE) == offset
-            except OSError:
-                return False
-
-    def __enter__(self) -> _Image:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self._fd)
-
-
-def _open_image(path: str) -> _Image:
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except (FileNotFoundError, NotADirectoryError):
-        raise SnapshotNotFound(path, "no such file") from None
-    except PermissionError:
-        raise SnapshotUnreadable(path, "permission denied") from None
-    except OSError as error:
-        raise SystemFailure(f"{path}: cannot open: {error.strerror}") from None
-    mode = os.fstat(fd).st_mode
-    if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
-        os.close(fd)
-        raise UsageError(f"{path}: is neither a file nor a block device")
-    return _Image(path, fd, os.lseek(fd, 0, os.SEEK_END))
+    def _place_hole(self, length: int, progress: Progress) -> None:
+        for start in range(0, length, self._block_size):
+            size = min(self._block_size, length - start)
+            self._writer.zero(size)
+            self._counts["zero"] += 1
+            progress.advance(size)
 
 
 def _train(path: str, block_size: int) -> bytes:
     """A dictionary from samples spread over the image.  Raises: UsageError when it does not give one."""
-    with _open_image(path) as image:
+    samples: list[bytes | bytearray | memoryview] = []
+    with open_image(path) as image:
         step = max(image.size // SAMPLES, block_size)
-        samples = [
-            image.read(offset, min(SAMPLE_BYTES, image.size - offset))
-            for offset in range(0, image.size, step)
-            if not image.is_hole(offset, SAMPLE_BYTES)
-        ]
+        for span in image.spans(step, step):
+            if not span.hole:
+                sample = image.read(span.offset, min(SAMPLE_BYTES, span.length))
+                if sample.strip(b"\0"):
+                    samples.append(sample)
     try:
-        return bytes(zstandard.train_dictionary(MAX_DICTIONARY, [s for s in samples if s.strip(b"\0")]).as_bytes())
+        return bytes(zstandard.train_dictionary(MAX_DICTIONARY, samples).as_bytes())
     except zstandard.ZstdError as error:
         raise UsageError(f"{path}: gives no dictionary ({error}): pack it without --dictionary") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from typing import TextIO
@@ -24,7 +25,8 @@ class Progress:
         self._done = 0
         self._began = time.monotonic()
         self._drawn = 0.0
-        self._shown = self._out.isatty()
+        # Without a standard error there is none to draw on.
+        self._shown = self._out is not None and self._out.isatty()
 
     def advance(self, size: int) -> None:
         """`size` more bytes are done."""
@@ -39,16 +41,22 @@ class Progress:
         rate = self._done / max(now - self._began, 1e-3)
         left = (self._total - self._done) / rate if rate else 0.0
         bar = ("#" * int(share * BAR)).ljust(BAR, ".")
-        self._out.write(
-            f"\r{self._label} [{bar}] {share:4.0%} {format_size(self._done)} "
-            f"{format_size(int(rate))}/s {int(left) // 60}:{int(left) % 60:02} left\x1b[K"
+        line = (
+            f"{self._label} [{bar}] {share:4.0%} {format_size(self._done)} "
+            f"{format_size(int(rate))}/s {int(left) // 60}:{int(left) % 60:02} left"
         )
+        # A line that wraps could not be drawn over.
+        self._out.write(f"\r{line[: shutil.get_terminal_size().columns - 1]}\x1b[K")
         self._out.flush()
+
+    def clear(self) -> None:
+        """Take the bar away, until it is drawn again."""
+        if self._shown:
+            self._out.write("\r\x1b[K")
+            self._out.flush()
 
     def __enter__(self) -> Progress:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._shown:
-            self._out.write("\r\x1b[K")
-            self._out.flush()
+        self.clear()
