@@ -1,0 +1,163 @@
+"""Every sample file gives its expected bytes: through the reader, and through a running server."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from hexz.errors import BlockError
+from hexz.format.crypto import signature_valid
+from hexz.snapshot import Snapshot, new_context, open_snapshot
+from tests import vectors
+from tests.peers import Server, need_libnbd, run
+
+ALL = sorted(vectors.load())
+PIECE = 100_003
+
+
+def opened(vector: dict[str, Any], workers: int = 1) -> Snapshot:
+    password = vectors.password(vector)
+    context = new_context(16 << 20, password.encode() if password else None, workers=workers)
+    return open_snapshot(str(vectors.folder() / vector["file"]), context)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_reader(name: str) -> None:
+    vector = vectors.load()[name]
+    with opened(vector) as snapshot:
+        if vector["expect"] == "unresolvable-parent-block":
+            assert snapshot.disk is not None
+            with pytest.raises(BlockError, match="is in no parent"):
+                snapshot.disk.read(0, snapshot.disk.size)
+            return
+        assert {s for s, stream in snapshot.streams.items() if stream.size} == set(vectors.expected(vector))
+        for stream_name, facts in vectors.expected(vector).items():
+            stream = snapshot.streams[stream_name]
+            assert stream.size == facts["size"]
+            digest = hashlib.sha256()
+            for offset in range(0, stream.size, PIECE):
+                for view in stream.read(offset, min(PIECE, stream.size - offset)):
+                    digest.update(view)
+            assert digest.hexdigest() == facts["sha256"]
+            for offset, length, sha256 in vectors.spans(facts):
+                assert hashlib.sha256(b"".join(stream.read(offset, length))).hexdigest() == sha256
+            for extents in (stream.extents, stream.flat_extents):
+                ends = 0
+                for extent in extents(0, stream.size):
+                    assert extent.start == ends and extent.length > 0
+                    ends += extent.length
+                assert ends == stream.size
+        snapshot.context.workers.stop()
+
+
+@pytest.mark.parametrize("name", [name for name in ALL if vectors.load()[name].get("files") is not None])
+def test_manifest(name: str) -> None:
+    vector = vectors.load()[name]
+    with opened(vector) as snapshot:
+        assert snapshot.files is not None
+        found = {
+            file.path: (file.size, file.mode, file.mtime, {"disk": "main", "memory": "aux"}[file.stream])
+            for file in snapshot.files
+        }
+        assert found == {
+            file["path"]: (file["size"], file["mode"], file["mtime"], file["stream"] if file["size"] else "main")
+            for file in vector["files"]
+        }
+        for file, facts in zip(snapshot.files, vector["files"]):
+            data = b"".join(snapshot.streams[file.stream].read(file.offset, file.size)) if file.size else b""
+            assert hashlib.sha256(data).hexdigest() == facts["sha256"], file.path
+
+
+@pytest.mark.parametrize("name", [name for name in ALL if "signature" in vectors.load()[name]])
+def test_signature(name: str) -> None:
+    vector = vectors.load()[name]
+    with opened(vector) as snapshot:
+        place = snapshot.header.signature
+        assert place is not None and list(place) == vector["signature"]
+        signed = snapshot.read_file(snapshot.header.index_offset, place.offset - snapshot.header.index_offset)
+        key = bytes.fromhex(vector["public_key"])
+        signature = snapshot.read_file(*place)
+        assert signature_valid(key, signature, signed)
+        assert not signature_valid(key, signature, signed[:-1] + bytes([signed[-1] ^ 1]))
+
+
+PASSWORDS = sorted({vectors.password(vectors.load()[name]) or "" for name in ALL})
+
+
+@pytest.fixture(scope="module", params=PASSWORDS)
+def served(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Server, list[str]]]:
+    """A daemon over all files that need this password (empty: none); thin files find their parents beside them."""
+    names = [name for name in ALL if (vectors.password(vectors.load()[name]) or "") == request.param]
+    options: list[object] = ["--http-port", 0, "--nbd-port", 0, "--cache-size", "64M"]
+    if request.param:
+        secret = tmp_path_factory.mktemp("secret") / "password"
+        secret.write_text(request.param)
+        options += ["--password-file", secret]
+    with Server(*options, *(vectors.folder() / name for name in names)) as running:
+        yield running, names
+
+
+def test_over_http(served: tuple[Server, list[str]]) -> None:
+    server, names = served
+    with requests.Session() as session:
+        for name in names:
+            vector = vectors.load()[name]
+            base = f"{server.http}/snapshots/{name[:-4]}"
+            if vector["expect"] == "unresolvable-parent-block":
+                assert session.get(f"{base}/disk").status_code == 500
+                continue
+            for stream, facts in vectors.expected(vector).items():
+                whole = session.get(f"{base}/{stream}")
+                assert whole.status_code == 200
+                assert hashlib.sha256(whole.content).hexdigest() == facts["sha256"], (name, stream)
+                for offset, length, sha256 in vectors.spans(facts):
+                    part = session.get(f"{base}/{stream}", headers={"Range": f"bytes={offset}-{offset + length - 1}"})
+                    assert part.status_code == 206
+                    assert hashlib.sha256(part.content).hexdigest() == sha256, (name, stream, offset)
+
+
+NBD_SCRIPT = """
+import hashlib, json, sys, nbd
+uri, jobs = sys.argv[1], json.load(open(sys.argv[2]))
+for job in jobs:
+    h = nbd.NBD()
+    h.connect_uri(uri + job["export"])
+    assert h.get_size() == job["size"], job
+    if job["fails"]:
+        try:
+            h.pread(h.get_size(), 0)
+        except nbd.Error as error:
+            assert error.errno == "EIO", error
+        else:
+            raise AssertionError(job)
+    else:
+        whole = b"".join(bytes(h.pread(min(1 << 20, job["size"] - o), o)) for o in range(0, job["size"], 1 << 20))
+        assert hashlib.sha256(whole).hexdigest() == job["sha256"], job
+        for offset, length, sha256 in job["spans"]:
+            assert hashlib.sha256(h.pread(length, offset)).hexdigest() == sha256, (job, offset)
+    h.shutdown()
+print(len(jobs), "exports")
+"""
+
+
+def test_over_nbd(served: tuple[Server, list[str]], tmp_path: Path) -> None:
+    server, names = served
+    jobs = []
+    for name in names:
+        vector = vectors.load()[name]
+        for stream, facts in vectors.expected(vector).items():
+            export = name[:-4] if stream == "disk" else f"{name[:-4]}/{stream}"
+            fails = vector["expect"] == "unresolvable-parent-block" and stream == "disk"
+            jobs.append({"export": export.replace("+", "%2B"), "fails": fails, "size": facts["size"],
+                         "sha256": facts["sha256"], "spans": vectors.spans(facts)})  # fmt: skip
+    listed = tmp_path / "jobs.json"
+    listed.write_text(json.dumps(jobs))
+    assert run(need_libnbd(), "-c", NBD_SCRIPT, server.nbd, listed).stdout.strip() == f"{len(jobs)} exports"
