@@ -41,10 +41,12 @@ def need_libnbd() -> str:
     return SYSTEM_PYTHON
 
 
-def run(*command: object, timeout: float = 60, check: bool = True) -> subprocess.CompletedProcess[str]:
+def run(
+    *command: object, timeout: float = 60, check: bool = True, cwd: Path | None = None
+) -> subprocess.CompletedProcess[str]:
     """Run a peer to its end; its output as text."""
     parts = [str(part) for part in command]
-    done = subprocess.run(parts, capture_output=True, text=True, timeout=timeout, check=False)
+    done = subprocess.run(parts, capture_output=True, text=True, timeout=timeout, check=False, cwd=cwd)
     if check and done.returncode:
         raise AssertionError(f"{' '.join(parts)}: status {done.returncode}\n{done.stdout}\n{done.stderr}")
     return done

@@ -21,7 +21,8 @@ class Workers:
         self.count = max(1, (os.cpu_count() or 1) - 1) if count is None else count
         self._tasks: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._lock = threading.Lock()
-        self._started = False  # guarded by _lock
+        self._started = False  # written under _lock
+        self._threads: list[threading.Thread] = []  # guarded by _lock
 
     def offer(self, task: Callable[[], None]) -> bool:
         """Queue `task`, which must not raise; False when there is no thread or no room for it."""
@@ -37,7 +38,9 @@ class Workers:
             if self._started:
                 return
             for number in range(self.count):
-                threading.Thread(target=self._run, name=f"decode-{number}", daemon=True).start()
+                thread = threading.Thread(target=self._run, name=f"decode-{number}", daemon=True)
+                thread.start()
+                self._threads.append(thread)
             self._started = True
 
     def help(self) -> bool:
@@ -53,12 +56,14 @@ class Workers:
         return True
 
     def stop(self) -> None:
-        """Let the threads end once the queue is empty; a later `offer` starts new ones."""
+        """Wait until the queue is empty and the threads have ended; a later `offer` starts new ones."""
         with self._lock:
-            if self._started:
-                for _ in range(self.count):
-                    self._tasks.put(None)
+            threads, self._threads = self._threads, []
             self._started = False
+        for _ in threads:
+            self._tasks.put(None)
+        for thread in threads:
+            thread.join()
 
     def _run(self) -> None:
         while True:

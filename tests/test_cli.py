@@ -1,0 +1,156 @@
+"""What a wrong command line, a wrong file or a wrong host gets: one line on stderr, and the status that says which."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests import vectors
+from tests.peers import ROOT
+
+CORPUS = ROOT / "tests" / "corpus"
+ENCRYPTED = "0.5.0-lz4-encrypted.hxz"
+
+
+def encrypted() -> str:
+    return next(name for name, vector in vectors.load().items() if vector["password"] and not vector["parents"])
+
+
+def thin() -> str:
+    return next(
+        name for name, v in vectors.load().items() if v["parents"] and not v["password"] and v["layout"] == "B52"
+    )
+
+
+def copied(folder: Path, name: str) -> Path:
+    return Path(shutil.copy(vectors.folder() / name, folder / name))
+
+
+def file_of(content: bytes) -> Callable[[Path], list[object]]:
+    def make(folder: Path) -> list[object]:
+        path = folder / "bad.hxz"
+        path.write_bytes(content)
+        return [path]
+
+    return make
+
+
+def unreadable(folder: Path) -> list[object]:
+    path = folder / "closed.hxz"
+    path.write_bytes(b"x")
+    path.chmod(0)
+    return [path]
+
+
+def own_parent(folder: Path) -> list[object]:
+    """Two snapshots, each the other's parent."""
+    from hexz.tools.pack import pack
+
+    (folder / "raw").write_bytes(b"a" * 10_000)
+    pack(str(folder / "raw"), str(folder / "a.hxz"))
+    pack(str(folder / "raw"), str(folder / "b.hxz"), parent=str(folder / "a.hxz"))
+    pack(str(folder / "raw"), str(folder / "c.hxz"), parent=str(folder / "b.hxz"))
+    os.replace(folder / "c.hxz", folder / "a.hxz")
+    return [folder / "b.hxz"]
+
+
+def wrong_password(folder: Path) -> list[object]:
+    (folder / "password").write_text("wrong\n")
+    return ["--password-file", folder / "password", copied(folder, encrypted())]
+
+
+def port_taken(folder: Path) -> list[object]:
+    taken = socket.create_server(("127.0.0.1", 0))
+    TAKEN.append(taken)
+    return ["--port", taken.getsockname()[1], CORPUS / "0.7.0-lz4-onebyte.hxz"]
+
+
+TAKEN: list[socket.socket] = []
+GOOD = CORPUS / "0.7.0-lz4-onebyte.hxz"
+HEADER = (CORPUS / "0.7.0-lz4-onebyte.hxz").read_bytes()
+
+CASES: dict[str, tuple[Callable[[Path], list[object]], int, str]] = {
+    "no snapshot": (lambda folder: [], 2, "no snapshot given"),
+    "unknown option": (lambda folder: ["--frobnicate", GOOD], 2, "--frobnicate"),
+    "bad port": (lambda folder: ["--port", "70000", GOOD], 2, "70000"),
+    "bad size": (lambda folder: ["--cache-size", "many", GOOD], 2, "'many' is not a size"),
+    "port for two protocols": (lambda folder: ["--port", 1, "--nbd", "--http", GOOD], 2, "--nbd-port"),
+    "open to a network": (lambda folder: ["--bind", "0.0.0.0", GOOD], 2, "--allow-anonymous"),
+    "same name twice": (
+        lambda folder: [GOOD, f"0.7.0-lz4-onebyte={CORPUS / '0.4.5-zstd-onebyte.hxz'}"],
+        2,
+        "NAME=FILE",
+    ),
+    "missing": (lambda folder: [folder / "none.hxz"], 66, "none.hxz: no such file"),
+    "directory without snapshots": (lambda folder: [folder], 66, "no .hxz file"),
+    "a pipe": (lambda folder: (os.mkfifo(folder / "p.hxz"), [folder / "p.hxz"])[1], 66, "not a regular file"),
+    "empty": (file_of(b""), 65, "only 0 bytes"),
+    "foreign": (file_of(b"PK\3\4" * 2000), 65, "not a hexz snapshot"),
+    "unfinished": (file_of(bytes(9000)), 65, "not finished"),
+    "truncated in the header": (file_of(HEADER[:100]), 65, "only 100 bytes"),
+    "truncated": (file_of(HEADER[:-40]), 65, "bad.hxz: "),
+    "unreadable": (unreadable, 77, "permission denied"),
+    "no password": (lambda folder: [copied(folder, encrypted())], 77, "--password-file"),
+    "wrong password": (wrong_password, 77, "wrong password"),
+    "missing password file": (lambda folder: ["--password-file", folder / "none", GOOD], 78, "none: cannot read"),
+    "missing parent": (lambda folder: [copied(folder, thin())], 66, "--parent-dir"),
+    "cyclic parents": (own_parent, 65, "its own ancestor"),
+    "port taken": (port_taken, 69, "in use"),
+    "no such address": (
+        lambda folder: ["--bind", "192.0.2.1", "--allow-anonymous", "--port", 0, GOOD],
+        69,
+        "cannot listen",
+    ),
+    "missing certificate": (lambda folder: ["--tls-cert", "/none", "--tls-key", "/none", GOOD], 78, "/none"),
+    "certificate without key": (lambda folder: ["--tls-cert", "/none", GOOD], 2, "--tls-key"),
+    "missing tokens": (lambda folder: ["--token-file", "/none", GOOD], 78, "/none"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_one_line_and_a_status(case: str, tmp_path: Path) -> None:
+    arguments, status, says = CASES[case]
+    command = [sys.executable, str(ROOT / "hexz_serve.py"), *map(str, arguments(tmp_path))]
+    if case == "unreadable" and os.geteuid() == 0:
+        # Root reads everything: become nobody, once the code is loaded.
+        for folder in (tmp_path, *tmp_path.parents):
+            if folder.is_relative_to(tempfile.gettempdir()) and folder != Path(tempfile.gettempdir()):
+                folder.chmod(0o755)
+        program = "import locale, os, sys, hexz.cli; os.setgid(65534); os.setuid(65534); sys.exit(hexz.cli.main())"
+        command[1:2] = ["-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd=ROOT)
+    assert (done.returncode, done.stdout) == (status, ""), done.stderr
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("hexz-serve: ") and says in lines[0], done.stderr
+
+
+def test_without_cryptography_one_line_says_what_to_install(tmp_path: Path) -> None:
+    (tmp_path / "cryptography.py").write_text("raise ImportError('not installed')\n")
+    (tmp_path / "password").write_text("x")
+    command = [sys.executable, str(ROOT / "hexz_serve.py"), "--password-file", str(tmp_path / "password")]
+    command.append(str(copied(tmp_path, encrypted())))
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=environment)
+    assert done.returncode == 78 and done.stderr.count("\n") == 1
+    assert "pip install cryptography" in done.stderr
+
+
+def test_check_prints_what_would_be_served() -> None:
+    command = [
+        sys.executable,
+        str(ROOT / "hexz_serve.py"),
+        "--check",
+        f"one={GOOD}",
+        str(CORPUS / "0.4.5-zstd-onebyte.hxz"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0 and done.stderr == ""
+    assert [line.split(":")[0] for line in done.stdout.splitlines()] == ["one (default)", "0.4.5-zstd-onebyte"]
