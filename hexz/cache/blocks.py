@@ -74,8 +74,8 @@ class Loading:
         self.gate.release()
         return block
 
-    def failed(self, error: BaseException) -> None:
-        """There is no block: everybody who waits gets `error`."""
+    def failed(self, error: BaseException | None) -> None:
+        """There is no block: everybody who waits gets `error`, or with None the chance to make the block."""
         self.error = error
         self.gate.release()
 
@@ -153,8 +153,7 @@ class BlockCache:
                 loading.gate.acquire()
                 break
         loading.gate.release()
-        if loading.block is None:
-            assert loading.error is not None
+        if loading.error is not None:
             raise loading.error
         return loading.block
 

@@ -111,8 +111,11 @@ class BlockLoader:
             if duties:
                 self._decode(run.page.page, duties, fresh, made)
         except BaseException as error:
-            for _, claim in duties[len(made) :]:
-                claim.failed(error)
+            # Of a run only the first that was not made is at fault: who waits for another block tries that one alone.
+            unmade = duties[len(made) :]
+            for at, (_, claim) in enumerate(unmade):
+                at_fault = at == 0 and (isinstance(error, BlockError) or len(unmade) == 1)
+                claim.failed(error if at_fault else None)
             raise
         finally:
             if made:
@@ -194,12 +197,16 @@ class BlockLoader:
         if not self._workers.count or not self._pages.records or position >= self._size:
             return None
         wanted: list[tuple[LoadedPage, int]] = []
-        for page, number in islice(self._between(position, self._size), MAX_LOOKED_AT):
-            if length <= 0:
-                break
-            if page.page.stored[number]:
-                wanted.append((page, number))
-                length -= page.page.logical[number]
+        try:
+            for page, number in islice(self._between(position, self._size), MAX_LOOKED_AT):
+                if length <= 0:
+                    break
+                if page.page.stored[number]:
+                    wanted.append((page, number))
+                    length -= page.page.logical[number]
+        except HexzError as error:
+            # A damaged page ahead is no trouble of whoever reads here.
+            self._snapshot.note_failure(error)
         if not wanted:
             return None
         first = self._blocks.find(self.key(*wanted[0]))

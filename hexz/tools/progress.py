@@ -12,7 +12,7 @@ from hexz.units import format_size
 __all__ = ["Progress"]
 
 REDRAW_S = 0.1
-BAR = 30
+BAR = 20
 
 
 class Progress:
