@@ -1,0 +1,88 @@
+"""The shape of the project: what lies where, and that dependencies point one way."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.peers import ROOT, run
+
+MAX_LINES = 500
+TOP = {"hexz_serve.py", "hexz", "systemd", "tests", "Makefile", "README.md", "pyproject.toml", "LICENSE"}
+
+# From the ground up: a module imports from its own floor and those before it.
+FLOORS = [
+    ("hexz.errors", "hexz.units", "hexz.__init__"),
+    ("hexz.format",),
+    ("hexz.storage",),
+    ("hexz.cache",),
+    ("hexz.snapshot",),
+    ("hexz.catalog", "hexz.sources", "hexz.secrets"),
+    ("hexz.protocol",),
+    ("hexz.access", "hexz.metrics"),
+    ("hexz.images",),
+    ("hexz.servers",),
+    ("hexz.daemon", "hexz.config", "hexz.tools"),
+    ("hexz.cli", "hexz.__main__"),
+]
+NO_IO = {
+    "hexz.format": {"os", "socket", "http", "threading.Thread", "hexz.storage"},
+    "hexz.protocol": {"os", "socket", "http.server", "selectors", "threading", "hexz.snapshot", "hexz.catalog"},
+}
+
+
+def floor_of(module: str) -> int:
+    for number, names in enumerate(FLOORS):
+        if any(module == name or module.startswith(f"{name}.") for name in names):
+            return number
+    return 0 if module == "hexz" else len(FLOORS)
+
+
+def modules() -> Iterator[tuple[str, Path, list[str]]]:
+    for path in sorted((ROOT / "hexz").rglob("*.py")):
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        imported = []
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                imported += [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                imported.append(node.module)
+        yield name, path, imported
+
+
+def test_dependencies_point_down() -> None:
+    wrong = [
+        f"{name} imports {other}"
+        for name, _, imported in modules()
+        for other in imported
+        if other.startswith("hexz") and floor_of(other) > floor_of(name)
+    ]
+    assert not wrong
+
+
+def test_format_and_protocol_do_no_io() -> None:
+    wrong = [
+        f"{name} imports {other}"
+        for name, _, imported in modules()
+        for package, banned in NO_IO.items()
+        if name.startswith(package)
+        for other in imported
+        if any(other == bad or other.startswith(f"{bad}.") for bad in banned)
+    ]
+    assert not wrong
+
+
+def test_modules_are_small_and_swallow_nothing() -> None:
+    for name, path, _ in modules():
+        text = path.read_text()
+        assert text.count("\n") <= MAX_LINES, name
+        assert not re.search(r"except[^\n]*:\s*\n?\s*pass\b", text), name
+        assert not re.search(r"\b(TODO|FIXME|XXX|NotImplementedError)\b", text), name
+
+
+def test_top_level_is_as_documented() -> None:
+    listed = run("git", "ls-files", cwd=ROOT).stdout.splitlines()
+    found = {line.split("/")[0] for line in listed}
+    assert {name for name in found if not name.startswith(".")} <= TOP
