@@ -39,7 +39,7 @@ class Tokens:
         Raises: ConfigError.
         """
         self._path = path
-        self._digests = self._read()
+        self.digests = self._read()
 
     def _read(self) -> list[tuple[str, bytes]]:
         try:
@@ -68,13 +68,13 @@ class Tokens:
 
         Raises: ConfigError, and then the old tokens stay.
         """
-        self._digests = self._read()
+        self.digests = self._read()
 
     def name_of(self, token: str) -> str | None:
         """The name of `token`, or None; takes the same time for any token."""
         digest = hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()
         found = None
-        for name, known in self._digests:
+        for name, known in self.digests:
             if hmac.compare_digest(digest, known):
                 found = name
         return found
@@ -171,6 +171,12 @@ class Gate:
             return None, error_response(401, "a bearer token is needed", (challenge,))
         return name, None
 
+    def standing(self) -> object | None:
+        """An object that stays the same while whoever was admitted would be again; None when each request counts."""
+        if self._limiter is not None:
+            return None
+        return self if self._tokens is None else self._tokens.digests
+
     def sent(self, peer: str, size: int) -> None:
         """`size` body bytes went to `peer`."""
         if self._limiter is not None:
@@ -182,11 +188,14 @@ def _address(peer: str) -> str:
 
 
 class AccessEntry(NamedTuple):
-    """One answered request; `size` is the body bytes sent, `duration` in seconds."""
+    """One answered request; `size` is the body bytes sent, `duration` in seconds.
+
+    `head` is None when the request could not be understood.
+    """
 
     peer: str
     token: str | None
-    head: RequestHead
+    head: RequestHead | None
     status: int
     size: int
     duration: float
@@ -227,9 +236,9 @@ class AccessLog:
                 "time": round(time.time(), 3),
                 "client": entry.peer,
                 "token": entry.token,
-                "method": head.method,
-                "path": head.target,
-                "range": head.headers.get("range"),
+                "method": head.method if head else None,
+                "path": head.target if head else None,
+                "range": head.headers.get("range") if head else None,
                 "status": entry.status,
                 "bytes": entry.size,
                 "seconds": round(entry.duration, 6),

@@ -143,6 +143,11 @@ class Catalog:
                 return Lease(published)
         raise NoSuchSnapshot(f"there is no snapshot called {name!r}" if name else "no snapshot is served")
 
+    def serves(self, name: str | None, snapshot: Snapshot) -> bool:
+        """Whether `name` (None or "" for the default one) means `snapshot` at this moment."""
+        published = self._published.get(name or self.default or "")
+        return published is not None and published.snapshot is snapshot
+
     def stream(self, export: str) -> tuple[Lease, Stream]:
         """The stream behind ``""``, ``NAME`` (disk) or ``NAME/memory``, with a lease to release.
 

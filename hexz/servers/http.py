@@ -7,6 +7,7 @@ import socket
 import ssl
 
 from hexz.access import AccessLog, Gate
+from hexz.protocol.http.cors import Cors
 from hexz.servers.base import Connection
 from hexz.servers.http_connection import Application, HttpConnection
 from hexz.servers.tls import TlsContext
@@ -40,14 +41,7 @@ class HttpService:
         self._gate = gate or Gate()
         self._access_log = access_log
         self._tls = tls
-        self._headers: tuple[tuple[str, str], ...] = ()
-        if cors is not None:
-            exposed = "Accept-Ranges, Content-Length, Content-Range, ETag, Last-Modified"
-            self._headers = (
-                ("Access-Control-Allow-Origin", cors),
-                ("Access-Control-Expose-Headers", exposed),
-                ("Vary", "Origin"),
-            )
+        self._cors = Cors(cors) if cors is not None else None
 
     def serve(self, connection: Connection) -> None:
         """Requests until the client leaves."""
@@ -59,7 +53,7 @@ class HttpService:
             except (ssl.SSLError, socket.timeout, TimeoutError) as error:
                 log.info("%s: TLS: %s", connection.peer, error)
                 return
-        HttpConnection(connection, self._application, self._gate, self._access_log, self._headers).run()
+        HttpConnection(connection, self._application, self._gate, self._access_log, self._cors).run()
 
     def refuse(self, connection: Connection) -> None:
         """503, unless TLS would have to come first."""

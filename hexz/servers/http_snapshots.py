@@ -83,19 +83,10 @@ class CatalogApplication:
         return found(head) if found is not None else self._route(head)
 
     def _other_method(self, head: RequestHead) -> Response:
-        if head.method != "OPTIONS":
-            return error_response(
-                405, f"{head.method} is not possible here: snapshots are read-only", (("Allow", READING),)
-            )
-        headers: tuple[tuple[str, str], ...] = (("Allow", READING),)
-        if "access-control-request-method" in head.headers:
-            headers = (
-                *headers,
-                ("Access-Control-Allow-Methods", READING),
-                ("Access-Control-Allow-Headers", "Authorization, Range, If-Range, If-None-Match, If-Match"),
-                ("Access-Control-Max-Age", "86400"),
-            )
-        return Response(204, headers)
+        allow = (("Allow", READING),)
+        if head.method == "OPTIONS":
+            return Response(204, allow)
+        return error_response(405, f"{head.method} is not possible here: snapshots are read-only", allow)
 
     def _route(self, head: RequestHead) -> Response:
         segments = head.segments
@@ -120,15 +111,26 @@ class CatalogApplication:
         if stream is None:
             lease.release()
             raise NoSuchSnapshot(f"snapshot {lease.name!r} has no {which} stream")
-        return self._represent(head, lease, stream, stream.size, OCTETS, stream.etag)
+        return self._represent(
+            head, lease, stream, stream.size, OCTETS, stream.etag, lambda: self._catalog.serves(name, snapshot)
+        )
 
     def _represent(
-        self, head: RequestHead, lease: Lease, source: Any, size: int, content_type: str, etag: str
+        self,
+        head: RequestHead,
+        lease: Lease,
+        source: Any,
+        size: int,
+        content_type: str,
+        etag: str,
+        valid: Callable[[], bool] | None = None,
     ) -> Response:
         headers: tuple[tuple[str, str], ...] = ()
         if head.query and parse_qs(head.query).get("v") == [etag]:
             headers = (IMMUTABLE,)  # the URL names this content: it can never change
-        representation = Representation(source, size, content_type, Validators(etag, lease.snapshot.mtime), headers)
+        representation = Representation(
+            source, size, content_type, Validators(etag, lease.snapshot.mtime), headers, valid
+        )
         return represent(head, representation, self._max_range, lease.release)
 
     def _file(self, head: RequestHead, name: str) -> Response:
@@ -176,15 +178,17 @@ class CatalogApplication:
             if files is None:
                 raise NoSuchSnapshot(f"snapshot {lease.name!r} is no folder archive")
             if not path or path.endswith("/"):
-                response = json_response({"path": path, "entries": list(_listing(files, path))})
+                entries = list(_listing(files, path))
+                if path and not entries:
+                    raise NoSuchSnapshot(f"{path!r} is not in the archive")
                 lease.release()
-                return response
+                return json_response({"path": path, "entries": entries})
             found = next((file for file in files if file.path == path), None)
             if found is None:
                 raise NoSuchSnapshot(f"{path!r} is not in the archive")
             stream = lease.snapshot.streams.get(found.stream)
             kind = mimetypes.guess_type(path, strict=False)[0] or OCTETS
-            etag = f"{lease.snapshot.digest(f'f{found.offset:x}')}-1"
+            etag = f"{lease.snapshot.digest(f'files {found.stream}')}-{found.offset}"
             source = _PartSource(stream, found.offset) if stream is not None else _FileSource(lease.snapshot)
             response = self._represent(head, lease, source, found.size, kind, etag)
             # An archive may hold any page: a browser shows it as if it came from nowhere.

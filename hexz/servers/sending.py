@@ -43,7 +43,11 @@ class Sender:
         read); PeerStalled, OSError when the peer has gone.
         """
         self.total = 0
-        pending = head
+        self.resume(head, parts)
+        return self.total - len(head)
+
+    def resume(self, pending: bytes, parts: Sequence[Part]) -> None:
+        """Send what is left of a response: `pending` and `parts`."""
         for part in parts:
             if isinstance(part, bytes):
                 pending += part
@@ -57,7 +61,6 @@ class Sender:
                 offset += done - taken
         while pending:
             pending = pending[self._send_some(pending, None, 0, 0) :]
-        return self.total - len(head)
 
     def _send_some(self, pending: bytes, piece: Piece | None, offset: int, end: int) -> int:
         """Send what the socket takes of `pending` and the piece from `offset` on; wait if it takes nothing."""
@@ -80,8 +83,10 @@ class Sender:
         data = pending
         if piece is not None:
             data += b"".join(piece.source.read(offset, min(SECURE_PIECE_BYTES, end - offset)))
+        before = self._sock.gettimeout()
         self._sock.settimeout(STALL_S)
         self._sock.sendall(data)
+        self._sock.settimeout(before)
         self.total += len(data)
         return len(data)
 

@@ -37,7 +37,7 @@ def parse_date(text: str) -> int | None:
     year = int(parts["Y"]) if "Y" in parts else _full_year(int(parts["y"]))
     month, day = _MONTHS.index(parts["b"]) + 1, int(parts["d"])
     hour, minute, second = int(parts["H"]), int(parts["M"]), int(parts["S"])
-    if not 1 <= day <= calendar.monthrange(max(year, 1), month)[1] or hour > 23 or minute > 59 or second > 60:
+    if year < 1 or not 1 <= day <= calendar.monthrange(year, month)[1] or hour > 23 or minute > 59 or second > 60:
         return None
     return calendar.timegm((year, month, day, hour, minute, second))
 

@@ -57,7 +57,9 @@ def parse_range(value: str, size: int) -> list[Span] | None:
             if first < size:
                 stop = min(last + 1, size) if last_digits else size
                 spans.append(Span(first, stop - first))
-        elif last and size:
+        elif last:
+            if not size:
+                return None  # satisfiable by section 14.1.2, yet no Content-Range can say "nothing"
             spans.append(Span(max(size - last, 0), min(last, size)))
     if not spans:
         raise Unsatisfiable

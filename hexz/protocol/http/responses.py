@@ -20,6 +20,7 @@ from hexz.protocol.http.ranges import Span, Unsatisfiable, parse_range
 __all__ = [
     "Part",
     "Piece",
+    "Repeat",
     "Representation",
     "Response",
     "Source",
@@ -48,6 +49,19 @@ class Piece(NamedTuple):
 Part = Union[bytes, Piece]
 
 
+class Repeat(NamedTuple):
+    """What a range was cut from: enough to answer the same request again with another single range.
+
+    `headers` are those of the 206 but for Content-Range; `source` has a `read_cached`
+    as streams have, and `valid` says whether asking anew would still find this source.
+    """
+
+    source: Any
+    size: int
+    headers: tuple[tuple[str, str], ...]
+    valid: Callable[[], bool]
+
+
 class Response(NamedTuple):
     """What to answer; `length` is the body's in bytes.  `done` runs once it was sent or given up."""
 
@@ -57,16 +71,22 @@ class Response(NamedTuple):
     length: int = 0
     done: Callable[[], None] | None = None
     close: bool = False
+    repeat: Repeat | None = None
 
 
 class Representation(NamedTuple):
-    """Some bytes under a URL: where they come from, how many, what kind, and what identifies them."""
+    """Some bytes under a URL: where they come from, how many, what kind, and what identifies them.
+
+    `valid` may be given for a stream: as long as it returns True, the URL goes on meaning these bytes,
+    and the connection may answer further ranges of it from the cache without asking the application.
+    """
 
     source: Source
     size: int
     content_type: str
     validators: Validators
     headers: tuple[tuple[str, str], ...] = ()
+    valid: Callable[[], bool] | None = None
 
 
 _REASONS = {status.value: status.phrase for status in HTTPStatus}
@@ -151,7 +171,10 @@ def _partial(
     if len(spans) == 1:
         start, length = spans[0]
         position = ("Content-Range", f"bytes {start}-{start + length - 1}/{size}")
-        return Response(206, (position, *headers), (Piece(source, start, length),), length, done)
+        repeat = None
+        if representation.valid is not None and not max_range:
+            repeat = Repeat(source, size, headers, representation.valid)
+        return Response(206, (position, *headers), (Piece(source, start, length),), length, done, False, repeat)
     boundary = secrets.token_hex(16)
     parts: list[Part] = []
     total = 0

@@ -1,0 +1,227 @@
+"""What a client sends, within bounds of size and time: heads, bodies by length and in chunks."""
+
+from __future__ import annotations
+
+import re
+import socket
+import ssl
+import struct
+import time
+from collections.abc import Callable
+
+from hexz.protocol.http.head import MAX_HEAD, MAX_TARGET, Framing, RequestError
+
+__all__ = ["Body", "Receiver"]
+
+HEAD_S = 20.0
+"""How long a request's head may take from its first byte to its last."""
+IDLE_S = 75.0
+"""How long a connection may wait between requests."""
+BODY_S = 20.0
+"""How long a request's body may keep the server waiting, beyond the time that `SLOWEST_BODY` allows for its bytes."""
+SLOWEST_BODY = 4096
+"""A body may come this slowly, bytes a second, for as long as it takes."""
+MAX_DRAINED = 256 << 10
+"""An unread request body of up to so many bytes is read away; beyond it the connection is closed."""
+MAX_CHUNK_LINE = 256
+MAX_TRAILERS = 100
+RECEIVE = 16 << 10
+_CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;[\x20-\x7e\t]*)?")
+_TIMED_OUT = (BlockingIOError, TimeoutError, socket.timeout)
+
+
+class Receiver:
+    """The receiving side of a connection: one buffer, and a limit on every wait."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._secure = isinstance(sock, ssl.SSLSocket)
+        self.buffer = b""
+        """Received and not yet used."""
+        self._body_bytes = 0
+        self._body_waited = 0.0
+        self.limit_waits(HEAD_S)
+
+    def limit_waits(self, seconds: float) -> None:
+        """Let every receive wait so long at most."""
+        # A socket timeout of Python's would add a poll to every call and make sends wait too; the kernel's does not.
+        if self._secure:
+            self._sock.settimeout(seconds)
+        else:
+            limit = struct.pack("ll", int(seconds), max(int(seconds % 1 * 1e6), 1))  # all zeros would mean for ever
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+
+    def head(self) -> bytes | None:
+        """A request's head without its last empty line; None when the peer has gone or was idle too long.
+
+        Raises: RequestError (400, 408, 414, 431).
+        """
+        self._body_bytes = 0
+        self._body_waited = 0.0
+        buffer = self.buffer
+        if not buffer:  # the usual case: nothing is pipelined, and the whole head comes at once
+            began = time.monotonic()
+            try:
+                buffer = self._sock.recv(RECEIVE)
+            except _TIMED_OUT:
+                return self._head_in_parts(b"", began)
+            if not buffer:
+                return None
+        end = buffer.find(b"\r\n\r\n")
+        if end > 0 and buffer[0] != 13:
+            self.buffer = buffer[end + 4 :]
+            if end > MAX_HEAD:
+                raise _too_large(buffer)
+            return buffer[:end]
+        return self._head_in_parts(buffer, time.monotonic())
+
+    def _head_in_parts(self, buffer: bytes, began: float) -> bytes | None:
+        # The wait for the first byte began when `began` says; that for the rest begins with the first byte.
+        while True:
+            if buffer[:2] == b"\r\n":  # an empty line before a request is skipped (RFC 9112 section 2.2)
+                buffer = buffer[2:]
+            end = buffer.find(b"\r\n\r\n")
+            if 0 <= end <= MAX_HEAD:
+                self.buffer = buffer[end + 4 :]
+                return buffer[:end]
+            if len(buffer) > MAX_HEAD:
+                raise _too_large(buffer)
+            line = buffer.find(b"\n")
+            if line == 0 or (line > 0 and buffer[line - 1] != 13):
+                raise RequestError(400, "lines end with CR LF")  # its empty line would never come
+            started = bool(buffer)
+            if time.monotonic() - began > (HEAD_S if started else IDLE_S):
+                if started:
+                    raise RequestError(408, f"the request's head took more than {HEAD_S:g} s")
+                return None
+            try:
+                data = self._sock.recv(RECEIVE)
+            except _TIMED_OUT:
+                continue
+            if not data:
+                return None
+            if not started:
+                began = time.monotonic()
+            buffer += data
+
+    def some(self, most: int) -> bytes:
+        """Up to `most` bytes of a body; empty when the peer stopped sending.
+
+        Raises: RequestError (408) when the peer is too slow.
+        """
+        if not self.buffer:
+            began = time.monotonic()
+            left = BODY_S + self._body_bytes / SLOWEST_BODY - self._body_waited
+            try:
+                if left <= 0:
+                    raise TimeoutError
+                self.limit_waits(left)
+                self.buffer = self._sock.recv(RECEIVE)
+            except _TIMED_OUT:
+                raise RequestError(408, f"the request's body kept the server waiting more than {BODY_S:g} s") from None
+            finally:
+                self.limit_waits(HEAD_S)
+            self._body_waited += time.monotonic() - began
+            self._body_bytes += len(self.buffer)
+        data, self.buffer = self.buffer[:most], self.buffer[most:]
+        return data
+
+    def line(self, most: int) -> bytes:
+        """A line of up to `most` bytes, without its end.
+
+        Raises: RequestError.
+        """
+        line = b""
+        while not line.endswith(b"\r\n"):
+            if len(line) >= most + 2:
+                raise RequestError(400, "a line of the chunked body is too long")
+            more = self.some(1)
+            if not more:
+                raise RequestError(400, "the request's body ended early")
+            line += more
+        return line[:-2]
+
+
+def _too_large(buffer: bytes) -> RequestError:
+    first = buffer.find(b"\r\n")
+    if first < 0 or first > MAX_TARGET + 64:
+        return RequestError(414, f"the request target has more than {MAX_TARGET} bytes")
+    return RequestError(431, f"the request's head has more than {MAX_HEAD} bytes")
+
+
+class Body:
+    """A request's body; read it with `read`, what is left is drained afterwards.
+
+    `length` is the announced length in bytes, None when it comes in chunks.
+    """
+
+    def __init__(self, receiver: Receiver, framing: Framing, go_on: Callable[[], None] | None = None) -> None:
+        """`go_on` tells a client that waits for it to send its body (RFC 9110 section 10.1.1)."""
+        self.length: int | None = None if framing.chunked else framing.length
+        self._receiver = receiver
+        self._chunked = framing.chunked
+        self._left = framing.length  # of the body, or of the chunk
+        self._go_on = go_on
+        self._broken = False
+        self.finished = not framing.chunked and not framing.length
+
+    @property
+    def untouched(self) -> bool:
+        """The client still waits for ``100 Continue``: it has not begun to send the body."""
+        return self._go_on is not None and not self.finished
+
+    def read(self, most: int) -> bytes:
+        """Up to `most` bytes; empty at the end.
+
+        Raises: RequestError when the chunks are malformed, or the body ends early or is too slow.
+        """
+        if self._broken:
+            raise RequestError(400, "the request's body is malformed")
+        try:
+            return self._read(most)
+        except RequestError:
+            self._broken = True  # where the next request begins is no longer known
+            raise
+
+    def _read(self, most: int) -> bytes:
+        go_on, self._go_on = self._go_on, None
+        if go_on is not None:
+            go_on()
+        if self._chunked and not self._left and not self.finished:
+            self._next_chunk()
+        if self.finished:
+            return b""
+        data = self._receiver.some(min(most, self._left))
+        if not data:
+            raise RequestError(400, "the request's body ended early")
+        self._left -= len(data)
+        if self._chunked and not self._left:
+            if self._receiver.line(0) != b"":
+                raise RequestError(400, "a chunk does not end where it should")
+        elif not self._left:
+            self.finished = True
+        return data
+
+    def _next_chunk(self) -> None:
+        size = _CHUNK_SIZE.fullmatch(self._receiver.line(MAX_CHUNK_LINE))
+        if size is None:
+            raise RequestError(400, "a chunk's size is malformed")
+        self._left = int(size[1], 16)
+        if not self._left:
+            for _ in range(MAX_TRAILERS):
+                if not self._receiver.line(MAX_HEAD):
+                    self.finished = True
+                    return
+            raise RequestError(400, "too many trailers")
+
+    def drain(self) -> bool:
+        """Read away what is left, if that is little; False when the connection has to be closed instead."""
+        drained = 0
+        while not self.finished and drained <= MAX_DRAINED:
+            if self._go_on is not None or (not self._chunked and self._left > MAX_DRAINED):
+                return False
+            try:
+                drained += len(self.read(RECEIVE))
+            except (RequestError, OSError):
+                return False
+        return self.finished
