@@ -6,6 +6,7 @@ can answer ranges can stand behind it.  Today that is a local file.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import threading
@@ -14,6 +15,9 @@ from typing import Protocol
 from hexz.errors import SnapshotNotFound, SnapshotUnreadable, StorageError, SystemFailure
 
 __all__ = ["LocalFile", "Storage"]
+
+NO_FILE = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENXIO, errno.ENODEV)
+"""What opening says of names that cannot be a regular file's: too long, links in a circle, sockets, dead devices."""
 
 
 class Storage(Protocol):
@@ -54,6 +58,8 @@ class LocalFile:
         except ValueError:
             raise SnapshotNotFound(repr(path), "not a possible file name") from None
         except OSError as error:
+            if error.errno in NO_FILE:
+                raise SnapshotNotFound(path, f"no such file ({error.strerror})") from None
             raise SystemFailure(f"{path}: cannot open: {error.strerror}") from error
         status = os.fstat(self._fd)
         if not stat.S_ISREG(status.st_mode):

@@ -34,8 +34,17 @@ class Codec:
 
     def __init__(self, compression: Compression, dictionary: bytes | None = None) -> None:
         self._is_lz4 = compression is Compression.LZ4
+        """Raises: ValueError when the dictionary cannot be one."""
         self._dictionary = zstandard.ZstdCompressionDict(dictionary) if dictionary else None
         self._local = threading.local()
+        if self._dictionary is not None:
+            try:
+                self._local.zstd = self._decompressor()
+            except zstandard.ZstdError as error:
+                raise ValueError(str(error)) from None
+
+    def _decompressor(self) -> zstandard.ZstdDecompressor:
+        return zstandard.ZstdDecompressor(dict_data=self._dictionary, max_window_size=MAX_WINDOW)
 
     def decode(self, stored: Stored, logical_length: int) -> bytes:
         """The block's bytes, exactly `logical_length` of them.
@@ -62,9 +71,7 @@ class Codec:
         try:
             decompressor = self._local.zstd
         except AttributeError:
-            decompressor = self._local.zstd = zstandard.ZstdDecompressor(
-                dict_data=self._dictionary, max_window_size=MAX_WINDOW
-            )
+            decompressor = self._local.zstd = self._decompressor()
         try:
             claimed = zstandard.frame_content_size(stored)
             if claimed > logical_length:

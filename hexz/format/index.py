@@ -28,6 +28,7 @@ __all__ = [
     "PageRecord",
     "build_master_index",
     "build_page",
+    "check_disjoint",
     "check_records",
     "index_fits",
     "parse_master_index",
@@ -126,14 +127,13 @@ def index_fits(header: Header, index: MasterIndex) -> bool:
     return header.has_main == bool(index.main) and header.has_aux == bool(index.aux)
 
 
-def check_records(records: Sequence[PageRecord], size: int, index_offset: int) -> int:
-    """The sum of the pages' lengths in bytes, once the records make sense for a stream of `size` bytes.
+def check_records(records: Sequence[PageRecord], size: int, index_offset: int) -> None:
+    """See that the records make sense for a stream of `size` bytes.
 
     Raises: DamagedIndex when a page lies outside the block area, has an impossible
     length, or the logical positions do not run upwards from 0 within the stream.
     """
     last = 0
-    total = 0
     for number, record in enumerate(records):
         if not HEADER_SIZE <= record.offset <= index_offset - record.length:
             raise DamagedIndex(f"page {number} lies outside the block area")
@@ -147,10 +147,20 @@ def check_records(records: Sequence[PageRecord], size: int, index_offset: int) -
         if record.first_block > MAX_U64 - MAX_PAGE_ENTRIES:
             raise DamagedIndex(f"page {number} has an impossible block number")
         last = record.position
-        total += record.length
     if records and records[0].position != 0:
         raise DamagedIndex("the first page does not begin at 0")
-    return total
+
+
+def check_disjoint(records: Iterable[PageRecord]) -> None:
+    """See that no two pages share bytes, so that all pages together are no larger than the file.
+
+    Raises: DamagedIndex.
+    """
+    end = 0
+    for offset, length in sorted([(record.offset, record.length) for record in records]):
+        if offset < end:
+            raise DamagedIndex(f"the index pages overlap at {offset}")
+        end = offset + length
 
 
 class Page:

@@ -80,6 +80,10 @@ def _path(item: Any) -> str:
     if not isinstance(path, str) or not path:
         raise ManifestError("the manifest has an entry without a path")
     parts = path.split("/")
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        raise ManifestError(f"the manifest's path {path!r} is not Unicode") from None
     if "\0" in path or "\\" in path or any(part in ("", ".", "..") for part in parts):
         raise ManifestError(f"the manifest's path {path!r} is not a plain relative path")
     return path

@@ -27,6 +27,7 @@ from hexz.format.index import (
     MAX_INDEX,
     DamagedIndex,
     MasterIndex,
+    check_disjoint,
     check_records,
     index_fits,
     parse_master_index,
@@ -118,19 +119,18 @@ def _read_structure(storage: Storage) -> tuple[Header, MasterIndex]:
             reason = str(error)
             continue
         if index_fits(header, index):
-            _check_index(name, storage.size, header, index)
+            _check_index(name, header, index)
             return header, index
     raise CorruptSnapshot(name, reason)
 
 
-def _check_index(name: str, file_size: int, header: Header, index: MasterIndex) -> None:
+def _check_index(name: str, header: Header, index: MasterIndex) -> None:
     try:
-        total = check_records(index.main, index.main_size, header.index_offset)
-        total += check_records(index.aux, index.aux_size, header.index_offset)
+        check_records(index.main, index.main_size, header.index_offset)
+        check_records(index.aux, index.aux_size, header.index_offset)
+        check_disjoint([*index.main, *index.aux])
     except DamagedIndex as error:
         raise CorruptSnapshot(name, str(error)) from None
-    if total > file_size:
-        raise CorruptSnapshot(name, "the index pages together are larger than the file: they overlap")
 
 
 def _layout(storage: Storage, header: Header, index: MasterIndex) -> str:

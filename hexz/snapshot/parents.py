@@ -162,7 +162,10 @@ class Lineage:
         """The span cut by who supplies it: (stream of a parent, or None for zeros; position; bytes).
 
         The first parent whose stream of this name reaches a position supplies it.
+        Raises: BlockError when the file names no parent at all, though its index wants one.
         """
+        if not self._snapshot.parents and self._snapshot.streams[stream].pages.records:
+            raise BlockError(self._snapshot.path, stream, offset, 0, "it lies in a parent, and the file names none")
         end = offset + length
         while offset < end:
             for parent in self._snapshot.parents:

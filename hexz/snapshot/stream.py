@@ -193,6 +193,8 @@ class Stream:
         self, page: LoadedPage, number: int, skip: int, length: int, wait: bool
     ) -> list[memoryview] | None:
         lineage = self.snapshot.lineage
+        if not wait and not self.snapshot.parents:
+            return None
         start = page.page.block_start(number)
         if lineage.settled and lineage.is_same_place():
             return self._same_place(start + skip, length, wait)
