@@ -1,104 +1,129 @@
-"""The daemon's command: parse, wire the parts together, run, and turn any trouble into one line and a status."""
+"""The daemon's command: parse, start, and turn any trouble into one line and a status."""
 
 from __future__ import annotations
 
-import logging
 import os
-import signal
 import sys
 from collections.abc import Sequence
 
+from hexz.assembly import assemble, open_catalog
 from hexz.catalog import Catalog
 from hexz.config import Settings, parse_arguments
-from hexz.errors import HexzError
-from hexz.secrets import read_password
-from hexz.servers.base import Front, Listener, Service
-from hexz.snapshot import new_context
-from hexz.sources import find_sources
+from hexz.daemon.detach import Readiness, Report, detach
+from hexz.daemon.logs import set_up_logging
+from hexz.daemon.pidfile import PidFile, running_pid, stop_running
+from hexz.daemon.places import default_pid_file, take_places
+from hexz.daemon.running import Running
+from hexz.daemon.systemd import Notifier, take_passed_sockets
+from hexz.errors import HexzError, UsageError
 from hexz.units import format_size
 
 __all__ = ["main"]
 
-log = logging.getLogger("hexz")
+NOT_RUNNING = 3
+"""Exit status of --status when no daemon runs (LSB)."""
+STOP_MARGIN_S = 10.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status (sysexits.h; 0 after a clean stop)."""
+    readiness = Readiness()
     try:
         settings = parse_arguments(sys.argv[1:] if arguments is None else arguments)
-        return _run(settings)
+        options = settings.options
+        if options.status or options.stop:
+            return _ask_running(settings)
+        if options.daemon:
+            if os.environ.get("LISTEN_FDS"):
+                raise UsageError("--daemon does not go with socket activation: the service manager detaches already")
+            outcome = detach()
+            if isinstance(outcome, Report):
+                return _tell(outcome)
+            readiness = outcome
+        return _serve(settings, readiness)
     except HexzError as error:
-        return _fail(str(error), error.exit_status)
+        return _fail(readiness, str(error), error.exit_status)
     except MemoryError:
-        return _fail("out of memory", 71)
+        return _fail(readiness, "out of memory", 71)
     except OSError as error:
-        return _fail(f"{error.filename or 'system'}: {error.strerror or error}", 71)
+        return _fail(readiness, f"{error.filename or 'system'}: {error.strerror or error}", 71)
     except KeyboardInterrupt:
         return 130
 
 
-def _fail(message: str, status: int) -> int:
-    print(f"hexz-serve: {message}", file=sys.stderr)
+def _fail(readiness: Readiness, message: str, status: int) -> int:
+    if readiness.detached:
+        readiness.report(Report(status, [message]))
+    else:
+        print(f"hexz-serve: {message}", file=sys.stderr)
+        Notifier().status(message)
     return status
 
 
-def _run(settings: Settings) -> int:
+def _tell(report: Report) -> int:
+    """Say in the process that was started what the daemon reported."""
+    if report.status:
+        print(f"hexz-serve: {report.lines[0]}", file=sys.stderr)
+    else:
+        print("\n".join(report.lines), flush=True)
+    return report.status
+
+
+def _ask_running(settings: Settings) -> int:
     options = settings.options
-    logging.basicConfig(
-        level=options.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
-    )
-    catalog = _open_catalog(settings)
-    if options.check:
-        return _print_check(catalog)
-    front = Front()
-    _trap_signals(front)
-    try:
-        for protocol, addresses in settings.listen.items():
-            service = _service(protocol, catalog, settings)
-            for address in addresses:
-                front.add(Listener.open(address, service, options.max_connections))
-        sys.stdout.write("".join(f"listening {listener.url}\n" for listener in front.listeners))
-        sys.stdout.flush()
-        front.run()
-    finally:
-        front.drain(options.drain_timeout, hurry=_Stop.again)
-        catalog.close()
-        front.close()
+    path = options.pid_file or default_pid_file(options.port)
+    pid = running_pid(path)
+    if options.status:
+        print(f"running, pid {pid}" if pid else "not running")
+        return 0 if pid else NOT_RUNNING
+    if pid is None:
+        print("not running")
+    elif not stop_running(path, options.drain_timeout + STOP_MARGIN_S):
+        raise HexzError(f"pid {pid} does not end: it may still drain")
+    else:
+        print(f"stopped, pid {pid}")
     return 0
 
 
-def _open_catalog(settings: Settings) -> Catalog:
+def _serve(settings: Settings, readiness: Readiness) -> int:
     options = settings.options
-    context = new_context(
-        options.cache_size, read_password(options.password_file), tuple(map(os.path.abspath, options.parent_dir))
-    )
-    catalog = Catalog(context)
-    for name, path in find_sources(settings.snapshots):
-        catalog.add(name, path)
-    return catalog
+    set_up_logging(options.log_level, split=readiness.detached)
+    notifier = Notifier()
+    held: list[PidFile] = []
+    catalog: Catalog | None = None
+    try:
+        passed = take_passed_sockets()
+        catalog = open_catalog(settings)
+        if options.check:
+            return _print_check(catalog)
+        running = assemble(settings, catalog, notifier, passed)
+        notes: list[str] = []
+        if readiness.detached:
+            places = take_places(options.pid_file, options.log_file, _suffix(running))
+            held, notes = places.pid_files, places.notes
+            running.on_reload("logs", places.logs.reopen)
+            set_up_logging(options.log_level, split=True)
+        elif options.pid_file:
+            held = [PidFile(options.pid_file)]
+        running.trap_signals()
+        readiness.report(Report(0, [*(f"listening {url}" for url in running.urls()), *notes]))
+        notifier.ready(running.summary())
+        running.run(options.drain_timeout)
+    except HexzError as error:
+        notifier.status(str(error))
+        raise
+    finally:
+        for pid_file in held:
+            pid_file.remove()
+        if catalog is not None:
+            catalog.close()
+    return 0
 
 
-def _service(protocol: str, catalog: Catalog, settings: Settings) -> Service:
-    # Imported here so that a host pays only for the protocols that it serves.
-    from hexz.servers.tls import TlsContext
-
-    options = settings.options
-    tls = TlsContext(options.tls_cert, options.tls_key) if options.tls_cert else None
-    if protocol == "nbd":
-        from hexz.protocol.nbd.handshake import TlsMode
-        from hexz.servers.nbd import NbdService
-
-        mode = TlsMode(options.nbd_tls or ("required" if tls else "off"))
-        return NbdService(catalog, options.nbd_pad, mode, tls)
-    from hexz.access import AccessLog, Gate, Tokens, parse_rate_limit
-    from hexz.servers.http import HttpService
-    from hexz.servers.http_snapshots import CatalogApplication
-
-    tokens = Tokens(options.token_file) if options.token_file else None
-    limit = parse_rate_limit(options.rate_limit) if options.rate_limit else None
-    access_log = AccessLog(options.access_log) if options.access_log else None
-    application = CatalogApplication(catalog, options.max_range)
-    return HttpService(application, Gate(tokens, limit), access_log, tls, options.cors)
+def _suffix(running: Running) -> str:
+    """What tells this daemon's files from another's: the port, or the socket's name."""
+    url = running.urls()[0].rstrip("/")
+    return url.rpartition(":")[2] if url.rpartition(":")[2].isdigit() else str(os.getpid())
 
 
 def _print_check(catalog: Catalog) -> int:
@@ -107,24 +132,4 @@ def _print_check(catalog: Catalog) -> int:
             streams = ", ".join(f"{stream.name} {format_size(stream.size)}" for stream in snapshot.streams.values())
             mark = " (default)" if name == catalog.default else ""
             print(f"{name}{mark}: {snapshot.path}: {snapshot.layout}, {streams or 'no streams'}")
-    catalog.close()
     return 0
-
-
-class _Stop:
-    """How often the user asked to stop."""
-
-    asked = 0
-
-    @classmethod
-    def again(cls) -> bool:
-        return cls.asked > 1
-
-
-def _trap_signals(front: Front) -> None:
-    def stop(*_: object) -> None:
-        _Stop.asked += 1
-        front.stop()
-
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)

@@ -147,6 +147,11 @@ def _running(group: argparse._ArgumentGroup) -> None:
         metavar="SECONDS",
         help="how long running replies may take to end after SIGTERM (default 30)",
     )
+    group.add_argument("--daemon", action="store_true", help="detach once every listener answers")
+    group.add_argument("--pid-file", metavar="FILE", help="hold this file while running")
+    group.add_argument("--log-file", metavar="FILE", help="where a detached daemon logs")
+    group.add_argument("--status", action="store_true", help="say whether a detached daemon runs (exit 0 or 3)")
+    group.add_argument("--stop", action="store_true", help="stop a detached daemon and wait for its end")
     group.add_argument(
         "--log-level", choices=LOG_LEVELS, default="info", help="least severe lines logged (default info)"
     )
@@ -159,7 +164,9 @@ def parse_arguments(arguments: Sequence[str]) -> Settings:
     Raises: UsageError; SystemExit after --help and --version.
     """
     options = _parser().parse_args(list(arguments))
-    if not options.snapshots:
+    if options.log_file and not options.daemon:
+        raise UsageError("--log-file goes with --daemon; otherwise the log is standard error")
+    if not options.snapshots and not (options.status or options.stop):
         raise UsageError("no snapshot given: hexz-serve SNAPSHOT [SNAPSHOT ...]")
     if options.cache_size < SMALLEST_CACHE:
         raise UsageError(f"--cache-size {options.cache_size}: at least 1M is needed")

@@ -24,7 +24,9 @@ FLOORS = [
     ("hexz.access", "hexz.metrics"),
     ("hexz.images",),
     ("hexz.servers",),
-    ("hexz.daemon", "hexz.config", "hexz.tools"),
+    ("hexz.config", "hexz.tools"),
+    ("hexz.daemon",),
+    ("hexz.assembly",),
     ("hexz.cli", "hexz.__main__"),
 ]
 NO_IO = {

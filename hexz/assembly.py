@@ -1,0 +1,123 @@
+"""From settings to a daemon that can run: the catalog, the services, the listeners."""
+
+from __future__ import annotations
+
+import os
+import socket
+from functools import partial
+
+from hexz.catalog import Catalog
+from hexz.config import DEFAULT_PORTS, Settings
+from hexz.daemon.running import Running
+from hexz.daemon.systemd import Notifier, credential
+from hexz.errors import ConfigError
+from hexz.secrets import read_password
+from hexz.servers.base import Front, Listener, Service
+from hexz.snapshot import new_context
+from hexz.sources import find_sources
+
+__all__ = ["assemble", "open_catalog"]
+
+
+def open_catalog(settings: Settings) -> Catalog:
+    """Open every snapshot that the command line names.
+
+    Raises: the SnapshotError of the first that cannot be opened; ConfigError, UsageError.
+    """
+    options = settings.options
+    password = read_password(options.password_file or credential("password"))
+    context = new_context(options.cache_size, password, tuple(map(os.path.abspath, options.parent_dir)))
+    catalog = Catalog(context)
+    for name, path in find_sources(settings.snapshots):
+        catalog.add(name, path)
+    return catalog
+
+
+def assemble(
+    settings: Settings, catalog: Catalog, notifier: Notifier, passed: list[tuple[str, socket.socket]]
+) -> Running:
+    """Listen, on `passed` sockets where there are any, else on the addresses of `settings`.
+
+    Raises: ListenError, ConfigError.
+    """
+    front = Front()
+    running = Running(front, catalog, notifier, partial(find_sources, settings.snapshots))
+    kept, activated = _sort(passed, settings)
+    protocols = {name for name, _ in activated} or set(settings.listen)
+    services = {protocol: _service(protocol, catalog, settings, running) for protocol in sorted(protocols)}
+    if activated:
+        for name, sock in activated:
+            front.add(Listener(sock, services[name], settings.options.max_connections))
+        return running
+    for protocol, addresses in settings.listen.items():
+        for number, address in enumerate(addresses):
+            stored = f"{protocol}-{number}"
+            listener = None
+            if stored in kept and _same_place(kept[stored], str(address)):
+                listener = Listener(kept.pop(stored), services[protocol], settings.options.max_connections)
+            if listener is None:
+                notifier.forget(stored)
+                listener = Listener.open(address, services[protocol], settings.options.max_connections)
+            notifier.keep(stored, listener.sock)
+            front.add(listener)
+    for sock in kept.values():
+        sock.close()
+    return running
+
+
+def _sort(
+    passed: list[tuple[str, socket.socket]], settings: Settings
+) -> tuple[dict[str, socket.socket], list[tuple[str, socket.socket]]]:
+    """Sockets of our own that the manager kept over a restart (``http-0``), and those of socket units (``http``)."""
+    kept: dict[str, socket.socket] = {}
+    activated: list[tuple[str, socket.socket]] = []
+    for name, sock in passed:
+        protocol, dash, number = name.partition("-")
+        if name in DEFAULT_PORTS:
+            activated.append((name, sock))
+        elif protocol in DEFAULT_PORTS and dash and number.isdigit():
+            kept[name] = sock
+        elif name in ("", "unknown") and len(settings.listen) == 1:
+            activated.append((next(iter(settings.listen)), sock))
+        else:
+            known = " or ".join(DEFAULT_PORTS)
+            raise ConfigError(f"a socket called {name!r} was passed: FileDescriptorName= must be {known}")
+    return kept, activated
+
+
+def _same_place(sock: socket.socket, address: str) -> bool:
+    where = sock.getsockname()
+    if sock.family == socket.AF_UNIX:
+        return bool(where == address)
+    host, _, port = address.rpartition(":")
+    return host.strip("[]") == where[0] and int(port) in (0, where[1])
+
+
+def _service(protocol: str, catalog: Catalog, settings: Settings, running: Running) -> Service:
+    # Imported here so that a host pays only for the protocols that it serves.
+    from hexz.servers.tls import TlsContext
+
+    options = settings.options
+    tls = TlsContext(options.tls_cert, options.tls_key) if options.tls_cert else None
+    if tls is not None:
+        running.on_reload("certificate", tls.reload)
+    if protocol == "nbd":
+        from hexz.protocol.nbd.handshake import TlsMode
+        from hexz.servers.nbd import NbdService
+
+        mode = TlsMode(options.nbd_tls or ("required" if tls else "off"))
+        return NbdService(catalog, options.nbd_pad, mode, tls)
+    from hexz.access import AccessLog, Gate, Tokens, parse_rate_limit
+    from hexz.servers.http import HttpService
+    from hexz.servers.http_snapshots import CatalogApplication
+
+    token_file = options.token_file or credential("tokens")
+    tokens = Tokens(token_file) if token_file else None
+    limit = parse_rate_limit(options.rate_limit) if options.rate_limit else None
+    access_log = AccessLog(options.access_log) if options.access_log else None
+    if tokens is not None:
+        running.on_reload("tokens", tokens.reload)
+    if access_log is not None:
+        running.on_reload("access log", access_log.reopen)
+    application = CatalogApplication(catalog, options.max_range, lambda: not running.stopping)
+    return HttpService(application, Gate(tokens, limit), access_log, tls, options.cors)

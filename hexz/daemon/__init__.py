@@ -1,0 +1,1 @@
+"""Being a daemon: detaching, pid file, logs, signals, and the ways of systemd."""

@@ -1,0 +1,121 @@
+"""The daemon while it runs: signals become flags, and the accept loop acts on them between connections."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from collections.abc import Callable, Sequence
+
+from hexz.catalog import Catalog
+from hexz.daemon.systemd import Notifier
+from hexz.errors import HexzError
+from hexz.servers.base import Front
+from hexz.units import format_size
+
+__all__ = ["Running"]
+
+log = logging.getLogger("hexz.daemon")
+
+TICK_S = 1.0
+
+
+class Running:
+    """Runs the accept loop until SIGTERM or SIGINT, then drains; a second one ends the patience."""
+
+    def __init__(
+        self, front: Front, catalog: Catalog, notifier: Notifier, find_sources: Callable[[], list[tuple[str, str]]]
+    ) -> None:
+        """`find_sources` gives the snapshots that the command line names, when they are read again."""
+        self._front = front
+        self._catalog = catalog
+        self._notifier = notifier
+        self._find_sources = find_sources
+        self._reloads: list[tuple[str, Callable[[], None]]] = []
+        self._stops = 0
+        self._reload = False
+        self._summarise = False
+        self._reloading: threading.Thread | None = None
+
+    def on_reload(self, what: str, action: Callable[[], None]) -> None:
+        """Do `action` on SIGHUP; its failure is logged and leaves the rest alone."""
+        self._reloads.append((what, action))
+
+    def trap_signals(self) -> None:
+        """Handlers only set a flag and wake the loop."""
+        signal.signal(signal.SIGTERM, self._on_stop)
+        signal.signal(signal.SIGINT, self._on_stop)
+        signal.signal(signal.SIGHUP, self._on_reload)
+        signal.signal(signal.SIGUSR1, self._on_summarise)
+
+    def _on_stop(self, *_: object) -> None:
+        self._stops += 1
+        self._front.stop()
+
+    def _on_reload(self, *_: object) -> None:
+        self._reload = True
+        self._front.wake()
+
+    def _on_summarise(self, *_: object) -> None:
+        self._summarise = True
+        self._front.wake()
+
+    @property
+    def stopping(self) -> bool:
+        """A signal asked for the end."""
+        return self._stops > 0
+
+    def run(self, drain_timeout: float) -> None:
+        """Accept until told to stop, then let running replies end within `drain_timeout` seconds."""
+        every = min(TICK_S, self._notifier.watchdog_s or TICK_S)
+        self._front.run(self._tick, every)
+        self._notifier.stopping(drain_timeout)
+        log.info("stopping: %d connections to end within %g s", self._connections(), drain_timeout)
+        if not self._front.drain(drain_timeout, lambda: self._stops > 1):
+            log.warning("connections were cut after the drain")
+
+    def _tick(self) -> None:
+        self._notifier.alive()
+        if self._reload and (self._reloading is None or not self._reloading.is_alive()):
+            self._reload = False
+            # Opening files can take long, or hang; the accept loop must not.
+            self._reloading = threading.Thread(target=self._reload_all, name="reload", daemon=True)
+            self._reloading.start()
+        if self._summarise:
+            self._summarise = False
+            log.info("status: %s", self.summary())
+
+    def _reload_all(self) -> None:
+        self._notifier.reloading()
+        for what, action in self._reloads:
+            try:
+                action()
+            except HexzError as error:
+                log.error("%s not reloaded: %s", what, error)
+        try:
+            done = self._catalog.sync(self._find_sources)
+            log.info(
+                "reloaded: %d snapshots (%d new, %d replaced, %d gone, %d failed)",
+                len(self._catalog), len(done.added), len(done.replaced), len(done.removed), len(done.failed),
+            )  # fmt: skip
+        except HexzError as error:
+            log.error("snapshots not reloaded: %s", error)
+        self._notifier.ready(self.summary())
+
+    def urls(self) -> list[str]:
+        """Where the daemon listens."""
+        return [listener.url for listener in self._front.listeners]
+
+    def _connections(self) -> int:
+        return sum(len(listener.live()) for listener in self._front.listeners)
+
+    def summary(self) -> str:
+        """One line for people: what is served, where, and how the cache does."""
+        counts = self._catalog.context.blocks.counts()
+        where = ", ".join(listener.url for listener in self._front.listeners)
+        names: Sequence[str] = self._catalog.names()
+        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        return (
+            f"serving {shown or 'nothing'} at {where}; {self._connections()} connections; cache "
+            f"{format_size(counts.held)} of {format_size(counts.budget)}, {counts.loads} blocks decompressed"
+        )
