@@ -90,9 +90,9 @@ class CatalogApplication:
 
     def _route(self, head: RequestHead) -> Response:
         segments = head.segments
-        if len(segments) == 1 and segments[0].endswith(".hxz"):
+        if len(segments) == 1 and segments[0].endswith(".hxz") and segments[0] != ".hxz":
             return self._file(head, segments[0][: -len(".hxz")])
-        if segments[0] == "snapshots" and len(segments) >= 2:
+        if segments[0] == "snapshots" and len(segments) >= 2 and segments[1]:
             name = segments[1]
             if len(segments) == 3 and segments[2] in ("disk", "memory"):
                 return self._stream(head, name, segments[2])
