@@ -108,8 +108,10 @@ def _service(protocol: str, catalog: Catalog, settings: Settings, running: Runni
         mode = TlsMode(options.nbd_tls or ("required" if tls else "off"))
         return NbdService(catalog, options.nbd_pad, mode, tls)
     from hexz.access import AccessLog, Gate, Tokens, parse_rate_limit
+    from hexz.images.registry import Registry
     from hexz.servers.http import HttpService
     from hexz.servers.http_snapshots import CatalogApplication
+    from hexz.servers.images import ImagesApplication
 
     token_file = options.token_file or credential("tokens")
     tokens = Tokens(token_file) if token_file else None
@@ -119,5 +121,8 @@ def _service(protocol: str, catalog: Catalog, settings: Settings, running: Runni
         running.on_reload("tokens", tokens.reload)
     if access_log is not None:
         running.on_reload("access log", access_log.reopen)
-    application = CatalogApplication(catalog, options.max_range, lambda: not running.stopping)
+    registry = Registry(catalog, options.images_dir, tuple(options.images_allow))
+    running.on_end(registry.close)
+    snapshots = CatalogApplication(catalog, options.max_range, lambda: not running.stopping)
+    application = ImagesApplication(registry, snapshots)
     return HttpService(application, Gate(tokens, limit), access_log, tls, options.cors)

@@ -128,6 +128,16 @@ def _reading(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--cache-size", type=_size, default=256 << 20, metavar="SIZE", help="decompressed blocks kept (default 256M)"
     )
+    group.add_argument(
+        "--images-dir", metavar="DIR", help="registrations of images, as JSON files; they come and go without a restart"
+    )
+    group.add_argument(
+        "--images-allow",
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="where files of registered images may be; repeatable, without it nowhere",
+    )
     group.add_argument("--password-file", metavar="FILE", help="password of encrypted snapshots")
     group.add_argument(
         "--parent-dir",

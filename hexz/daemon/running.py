@@ -32,6 +32,7 @@ class Running:
         self._notifier = notifier
         self._find_sources = find_sources
         self._reloads: list[tuple[str, Callable[[], None]]] = []
+        self._ends: list[Callable[[], None]] = []
         self._stops = 0
         self._reload = False
         self._summarise = False
@@ -40,6 +41,10 @@ class Running:
     def on_reload(self, what: str, action: Callable[[], None]) -> None:
         """Do `action` on SIGHUP; its failure is logged and leaves the rest alone."""
         self._reloads.append((what, action))
+
+    def on_end(self, action: Callable[[], None]) -> None:
+        """Do `action` once the last connection has ended."""
+        self._ends.append(action)
 
     def trap_signals(self) -> None:
         """Handlers only set a flag and wake the loop."""
@@ -73,6 +78,8 @@ class Running:
         log.info("stopping: %d connections to end within %g s", self._connections(), drain_timeout)
         if not self._front.drain(drain_timeout, lambda: self._stops > 1):
             log.warning("connections were cut after the drain")
+        for action in self._ends:
+            action()
 
     def _tick(self) -> None:
         self._notifier.alive()

@@ -116,7 +116,7 @@ class Receiver:
                 if left <= 0:
                     raise TimeoutError
                 self.limit_waits(left)
-                self.buffer = self._sock.recv(RECEIVE)
+                self.buffer = self._sock.recv(max(RECEIVE, most))
             except _TIMED_OUT:
                 raise RequestError(408, f"the request's body kept the server waiting more than {BODY_S:g} s") from None
             finally:

@@ -77,6 +77,7 @@ class Response(NamedTuple):
 class Representation(NamedTuple):
     """Some bytes under a URL: where they come from, how many, what kind, and what identifies them.
 
+    Without `validators` the bytes may change: nothing can be asked on a condition.
     `valid` may be given for a stream: as long as it returns True, the URL goes on meaning these bytes,
     and the connection may answer further ranges of it from the cache without asking the application.
     """
@@ -84,7 +85,7 @@ class Representation(NamedTuple):
     source: Source
     size: int
     content_type: str
-    validators: Validators
+    validators: Validators | None
     headers: tuple[tuple[str, str], ...] = ()
     valid: Callable[[], bool] | None = None
 
@@ -131,13 +132,12 @@ def represent(
     Spec: RFC 9110 sections 13, 14 and 15.3.7.
     """
     headers, validators = head.headers, representation.validators
-    identity = (
-        ("ETag", f'"{validators.etag}"'),
-        ("Last-Modified", format_date(validators.modified)),
-        ("Accept-Ranges", "bytes"),
-        *representation.headers,
-    )
-    decided = evaluate(headers, validators, reading=True)
+    identity: tuple[tuple[str, str], ...] = (("Accept-Ranges", "bytes"), *representation.headers)
+    decided = None
+    if validators is not None:
+        modified = format_date(validators.modified)
+        identity = (("ETag", f'"{validators.etag}"'), ("Last-Modified", modified), *identity)
+        decided = evaluate(headers, validators, reading=True)
     if decided == 304:
         return Response(304, identity, (), 0, done)
     if decided is not None:
@@ -145,7 +145,8 @@ def represent(
     kind = ("Content-Type", representation.content_type)
     wanted = headers.get("range")
     # Range means something for GET alone (RFC 9110 section 14.2).
-    if wanted is not None and head.method == "GET" and range_applies(headers, validators):
+    applies = "if-range" not in headers if validators is None else range_applies(headers, validators)
+    if wanted is not None and head.method == "GET" and applies:
         try:
             spans = parse_range(wanted, representation.size)
         except Unsatisfiable:

@@ -1,0 +1,1 @@
+"""Images of the images API: one interface over snapshots, overlays, NBD servers and raw files."""

@@ -1,0 +1,108 @@
+"""Streams of snapshots as read-only images; their extents come from the index alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+from hexz.catalog import Lease
+from hexz.images.backend import Abilities, Backend, ImageExtent, Session
+from hexz.snapshot import PARENT, ZERO, Stream
+
+__all__ = ["HexzBackend", "HexzSession", "OpenStream", "dirty_extents", "zero_extents"]
+
+PIECE = 64 << 10
+"""Bytes handed on at a time: what a slow reader keeps from being freed."""
+
+NO_HASH = bytes(32)
+OpenStream = Callable[[], "tuple[Lease, Stream]"]
+"""A lease of a snapshot and one of its streams."""
+
+
+class HexzBackend(Backend):
+    """The stream that `open_stream` gives."""
+
+    def __init__(self, open_stream: OpenStream) -> None:
+        self._open_stream = open_stream
+
+    def open(self, writing: bool = False) -> Session:
+        """A session that holds a lease of the snapshot."""
+        return HexzSession(*self._open_stream())
+
+
+class HexzSession(Session):
+    """A leased stream.  `stream` is there for a server that has a better way to send it."""
+
+    def __init__(self, lease: Lease, stream: Stream) -> None:
+        self._lease = lease
+        self.stream = stream
+        self.size = stream.size
+        self.block_size = stream.block_size
+        self.etag = stream.etag
+        self.abilities = Abilities(dirty=stream.snapshot.thin)
+
+    def read(self, offset: int, length: int) -> Iterator[Sequence[memoryview]]:
+        """The span in pieces of 64 KiB."""
+        end = offset + length
+        while offset < end:
+            size = min(PIECE, end - offset)
+            yield self.stream.read(offset, size)
+            offset += size
+
+    def extents(self, offset: int, length: int, dirty: bool) -> Iterator[ImageExtent]:
+        """Zeros looked through to the parents; dirty is what the parent does not have at the same place."""
+        if not dirty or not self.abilities.dirty:
+            return zero_extents(self.stream, offset, length)
+        return dirty_extents(self.stream, offset, length)
+
+    def close(self) -> None:
+        """Give the lease back."""
+        self._lease.release()
+
+
+def zero_extents(stream: Stream, offset: int, length: int) -> Iterator[ImageExtent]:
+    """The span as runs of zeros and of data, which count as dirty."""
+    for start, size, kind in stream.flat_extents(offset, length):
+        yield ImageExtent(start, size, kind == ZERO)
+
+
+def dirty_extents(stream: Stream, offset: int, length: int) -> Iterator[ImageExtent]:
+    """The same cut where bytes surely are those of the first parent at the same place: these are clean."""
+    parents = stream.snapshot.parents
+    first = parents[0].streams.get(stream.name) if parents else None
+    for start, size, kind in stream.extents(offset, length):
+        if kind != PARENT or first is None:
+            parts: Iterator[tuple[int, int, bool]] = iter([(start, size, True)])
+        elif not stream.pages.records or stream.snapshot.lineage.is_same_place():
+            clean = max(0, min(size, first.size - start))
+            parts = iter([(start, clean, False), (start + clean, size - clean, True)])
+        else:
+            parts = _by_content(stream, first, start, size)
+        for at, part, dirty in parts:
+            if part:
+                for extent in zero_extents(stream, at, part):
+                    yield extent._replace(dirty=dirty)
+
+
+def _by_content(stream: Stream, first: Stream, offset: int, length: int) -> Iterator[tuple[int, int, bool]]:
+    """(start, length, dirty) of blocks that parents have by their content: clean if `first` has it just there."""
+    end = offset + length
+    while offset < end:
+        page = stream.pages.at(offset).page
+        for number in range(page.find(offset), page.count):
+            start = page.block_start(number)
+            stop = min(start + page.logical[number], end)
+            if stop > offset:
+                yield offset, stop - offset, not _has(first, start, page.logical[number], page.hash(number))
+                offset = stop
+            if offset >= end:
+                break
+
+
+def _has(stream: Stream, start: int, length: int, digest: bytes) -> bool:
+    """The stream has a block of this hash just there."""
+    if start >= stream.size or not stream.pages.records or digest in (b"", NO_HASH):
+        return False
+    page = stream.pages.at(start).page
+    number = page.find(start)
+    same_span = page.block_start(number) == start and page.logical[number] == length
+    return same_span and page.hash(number) == digest

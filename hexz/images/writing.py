@@ -1,0 +1,73 @@
+"""Copy a request's body into an image, block by block."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from hexz.errors import BadRequest
+from hexz.images.backend import Replacement, Session
+from hexz.protocol.http.head import RequestError
+
+__all__ = ["Readable", "copy_body", "replace_all"]
+
+PIECE = 64 << 10
+"""Bytes gathered before they are written, cut where blocks of the image end."""
+
+
+class Readable(Protocol):
+    """A body: up to so many bytes at a time, none at the end."""
+
+    def read(self, most: int) -> bytes:
+        """Up to `most` bytes."""
+
+
+class EndedEarly(BadRequest):
+    """The client sent less than it announced."""
+
+
+def copy_body(session: Session, offset: int, body: Readable, length: int) -> None:
+    """Write `length` bytes of `body` at `offset`.
+
+    Raises: BadRequest when the body ends early: what came before stays written; what writing raises.
+    """
+    buffer = bytearray(PIECE)
+    done = 0
+    while done < length:
+        # Up to the next multiple of PIECE, so that whole blocks are written at once.
+        size = min(PIECE - (offset + done) % PIECE, length - done)
+        _fill(memoryview(buffer)[:size], body, done)
+        session.write(offset + done, memoryview(buffer)[:size])
+        done += size
+
+
+def replace_all(replacement: Replacement, body: Readable, length: int, flush: bool) -> None:
+    """Let `length` bytes of `body` become the image, or leave it as it was.
+
+    Raises: BadRequest when the body ends early; what writing raises.
+    """
+    try:
+        buffer = memoryview(bytearray(PIECE))
+        done = 0
+        while done < length:
+            part = buffer[: min(PIECE, length - done)]
+            _fill(part, body, done)
+            replacement.write(part)
+            done += len(part)
+        replacement.commit(flush)
+    finally:
+        replacement.abort()
+
+
+def _fill(into: memoryview, body: Readable, before: int) -> None:
+    filled = 0
+    while filled < len(into):
+        try:
+            data = body.read(len(into) - filled)
+        except RequestError as error:
+            if error.status != 400:
+                raise
+            raise EndedEarly(f"request body ended early at {before + filled} bytes") from error
+        if not data:
+            raise EndedEarly(f"request body ended early at {before + filled} bytes")
+        into[filled : filled + len(data)] = data
+        filled += len(data)

@@ -1,0 +1,115 @@
+"""Where the bodies of the images API come from: a session's bytes in order, and long lists from a spool."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+
+from hexz.errors import BadRequest
+from hexz.images.backend import BackendError, Session
+
+__all__ = ["MAX_SPOOLED", "SessionSource", "Spool"]
+
+IN_MEMORY = 64 << 10
+"""A list up to this size is kept in memory, a longer one in a file without a name."""
+MAX_SPOOLED = 256 << 20
+"""Longest list of extents in one answer, bytes: about four million of them."""
+
+
+class SessionSource:
+    """A session read from front to back while it is sent; keeps one piece at most."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._pieces: Iterator[Sequence[memoryview]] = iter(())
+        self._next = -1  # where _pieces goes on
+        self._start = self._end = 0  # what _views are
+        self._views: list[memoryview] = []
+        self._stop = 0
+
+    def expect(self, offset: int, length: int) -> None:
+        """Read the first piece of a span now, so that trouble shows before the response begins.
+
+        The session is asked for the whole span at once.
+
+        Raises: what reading the session raises.
+        """
+        self._stop = offset + length
+        if length:
+            self.read(offset, length)
+
+    def read(self, offset: int, length: int) -> list[memoryview]:
+        """At least one byte of the span; cheap when it lies in the piece that was read last."""
+        if not self._start <= offset < self._end:
+            self._advance(offset, length)
+        views: list[memoryview] = []
+        at = self._start
+        for view in self._views:
+            if at + len(view) > offset:
+                views.append(view[max(offset - at, 0) :])
+            at += len(view)
+        # Never more than asked for: another range may begin behind this one.
+        extra = self._end - (offset + length)
+        while extra > 0:
+            last = views.pop()
+            if len(last) > extra:
+                views.append(last[: len(last) - extra])
+            extra -= len(last)
+        return views
+
+    def _advance(self, offset: int, length: int) -> None:
+        views = next(self._pieces, None) if offset == self._next else None
+        if views is None:
+            self._stop = max(self._stop, offset + length) if self._stop > offset else offset + length
+            self._pieces = self._session.read(offset, self._stop - offset)
+            views = next(self._pieces, None)
+        if not views:
+            raise BackendError("the image's storage sent less than it should")
+        self._views = list(views)
+        self._start = offset
+        self._end = self._next = offset + sum(len(view) for view in views)
+        if self._end == self._stop and next(self._pieces, None) is not None:  # lets the session finish its request
+            raise BackendError("the image's storage sent more than it should")
+
+
+class Spool:
+    """Bytes whose length is known only when all are there."""
+
+    def __init__(self) -> None:
+        self._memory: list[bytes] = []
+        self._file: int | None = None
+        self.length = 0
+
+    def add(self, data: bytes) -> None:
+        """Append.
+
+        Raises: BadRequest beyond `MAX_SPOOLED`; OSError.
+        """
+        self.length += len(data)
+        if self.length > MAX_SPOOLED:
+            raise BadRequest("too many extents for one answer: ask for parts of the image with start and length")
+        if self._file is None:
+            self._memory.append(data)
+            if self.length <= IN_MEMORY:
+                return
+            data, self._memory = b"".join(self._memory), []
+            with tempfile.TemporaryFile() as file:
+                self._file = os.dup(file.fileno())
+        view = memoryview(data)
+        while view:
+            view = view[os.write(self._file, view) :]
+
+    def read(self, offset: int, length: int) -> list[bytes]:
+        """Up to 64 KiB of the span."""
+        length = min(length, IN_MEMORY)
+        if self._file is None:
+            return [b"".join(self._memory)[offset : offset + length]]
+        return [os.pread(self._file, length, offset)]
+
+    def close(self) -> None:
+        """Free it."""
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+        self._memory = []
