@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import resource
 import struct
 import time
 import zlib
@@ -21,23 +20,10 @@ import zstandard
 
 from hexz.errors import BlockError, CorruptSnapshot, HexzError, ParentMissing, StorageError
 from hexz.snapshot import OpenContext, Snapshot, Stream, new_context, open_snapshot
+from tests.bounds import little_memory
 from tests.crafted import PARENT, Craft, Record
 
-MOST_MEMORY = 320 << 20
-"""Address space that opening and reading may take, bytes: the largest block twice, the largest index, and threads."""
 LAYOUTS = ["A20", "A52", "B52", "C52"]
-
-
-@contextmanager
-def little_memory() -> Iterator[None]:
-    """Within, the process cannot grow by more than `MOST_MEMORY`."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MOST_MEMORY, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 def small() -> OpenContext:

@@ -31,6 +31,7 @@ from hexz.format.index import (
     check_records,
     index_fits,
     parse_master_index,
+    parse_page,
 )
 from hexz.format.metadata import MAX_METADATA
 from hexz.snapshot.context import OpenContext
@@ -119,18 +120,22 @@ def _read_structure(storage: Storage) -> tuple[Header, MasterIndex]:
             reason = str(error)
             continue
         if index_fits(header, index):
-            _check_index(name, header, index)
+            _check_index(storage, header, index)
             return header, index
     raise CorruptSnapshot(name, reason)
 
 
-def _check_index(name: str, header: Header, index: MasterIndex) -> None:
+def _check_index(storage: Storage, header: Header, index: MasterIndex) -> None:
     try:
-        check_records(index.main, index.main_size, header.index_offset)
-        check_records(index.aux, index.aux_size, header.index_offset)
         check_disjoint([*index.main, *index.aux])
+        for records, size in ((index.main, index.main_size), (index.aux, index.aux_size)):
+            check_records(records, size, header.index_offset)
+            if records and records[-1].position == size:
+                # No reader will ever need this page: it must be an empty one, or the size is wrong.
+                last = records[-1]
+                parse_page(storage.read(last.offset, last.length), last, size, header.index_offset)
     except DamagedIndex as error:
-        raise CorruptSnapshot(name, str(error)) from None
+        raise CorruptSnapshot(storage.name, str(error)) from None
 
 
 def _layout(storage: Storage, header: Header, index: MasterIndex) -> str:
