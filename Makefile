@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 JOBS ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint venv bench clean
+.PHONY: help run test lint venv bench clean install uninstall
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -39,6 +39,30 @@ lint: $(VENV)/.test ## check style and types
 
 bench: $(VENV)/.test ## compare with other servers side by side; tables, JSON and plots in build/bench
 	@$(BIN)/python -m tests.benchmarks
+
+LIBDIR = $(PREFIX)/lib/hexz-serve
+DOCDIR = $(PREFIX)/share/doc/hexz-serve
+UNITDIR ?= $(PREFIX)/lib/systemd
+SYSTEM_PYTHON ?= /usr/bin/python3
+UNITS = hexz-serve@.service hexz-serve-activated@.service hexz-serve-http@.socket hexz-serve-nbd@.socket
+FILL = sed -e 's|@PYTHON@|$(SYSTEM_PYTHON)|' -e 's|@LIBDIR@|$(LIBDIR)|' -e 's|@DOCDIR@|$(DOCDIR)|'
+
+install: ## install for the system's python3 (PREFIX=/usr/local, DESTDIR for packages)
+	@install -d $(DESTDIR)$(LIBDIR) $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(DOCDIR) $(DESTDIR)$(UNITDIR)/system $(DESTDIR)$(UNITDIR)/user
+	@install -m 644 hexz_serve.py $(DESTDIR)$(LIBDIR)/
+	@for file in $$(find hexz -name '*.py' -o -name py.typed); do install -D -m 644 $$file $(DESTDIR)$(LIBDIR)/$$file; done
+	@printf '#!/bin/sh\nexec $(SYSTEM_PYTHON) -I $(LIBDIR)/hexz_serve.py "$$@"\n' > $(DESTDIR)$(PREFIX)/bin/hexz-serve
+	@printf '#!/bin/sh\nPYTHONPATH=$(LIBDIR) exec $(SYSTEM_PYTHON) -m hexz "$$@"\n' > $(DESTDIR)$(PREFIX)/bin/hexz
+	@chmod 755 $(DESTDIR)$(PREFIX)/bin/hexz-serve $(DESTDIR)$(PREFIX)/bin/hexz
+	@install -m 644 README.md LICENSE systemd/example.conf $(DESTDIR)$(DOCDIR)/
+	@for unit in $(UNITS); do $(FILL) systemd/$$unit > $(DESTDIR)$(UNITDIR)/system/$$unit; done
+	@$(FILL) systemd/user/hexz-serve@.service > $(DESTDIR)$(UNITDIR)/user/hexz-serve@.service
+
+uninstall: ## remove what install put there
+	@rm -rf $(DESTDIR)$(LIBDIR) $(DESTDIR)$(DOCDIR)
+	@rm -f $(DESTDIR)$(PREFIX)/bin/hexz-serve $(DESTDIR)$(PREFIX)/bin/hexz
+	@for unit in $(UNITS); do rm -f $(DESTDIR)$(UNITDIR)/system/$$unit; done
+	@rm -f $(DESTDIR)$(UNITDIR)/user/hexz-serve@.service
 
 clean: ## remove what the targets made
 	@rm -rf $(VENV) build .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

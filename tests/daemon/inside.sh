@@ -1,0 +1,126 @@
+#!/bin/bash
+# inside.sh SCENARIO CHECKOUT SNAPSHOT RAW: run in the box; prints what it sees, fails on the first surprise.
+set -euo pipefail
+scenario=$1 checkout=$2 snapshot=$3 raw=$4
+
+install() {
+    make -s -C "$checkout" install PREFIX=/usr SYSTEM_PYTHON=/usr/bin/python3
+    mkdir -p /var/lib/hexz-serve /etc/hexz-serve
+    cp "$snapshot" /var/lib/hexz-serve/snap.hxz
+    chmod 644 /var/lib/hexz-serve/snap.hxz
+    printf 'HEXZ_OPTIONS=--http --nbd --drain-timeout 20\n' >/etc/hexz-serve/snap.conf
+    systemctl daemon-reload
+}
+
+say() { systemctl show -P "$1" "$2"; }
+journal() { journalctl --no-pager -o cat -t "hexz-serve@$1"; }
+explain() {
+    status=$?
+    [ $status = 0 ] || { systemctl status --no-pager -l 'hexz-serve*' || true; journalctl --no-pager -n 60 -o cat || true; }
+    exit $status
+}
+trap explain EXIT
+
+starts() {
+    systemctl start hexz-serve@snap
+    [ "$(say ActiveState hexz-serve@snap)" = active ]
+    curl -sf http://127.0.0.1:8080/disk | cmp - "$raw"
+    nbdinfo --size nbd://127.0.0.1/snap
+    say StatusText hexz-serve@snap | grep 'serving snap at http://127.0.0.1:8080/, nbd://127.0.0.1:10809/'
+    [ "$(stat -c %u "/proc/$(say MainPID hexz-serve@snap)")" != 0 ]
+    systemctl stop hexz-serve@snap
+    [ "$(say Result hexz-serve@snap)" = success ]
+    journal snap | grep stopping
+}
+
+restarts_under_load() {
+    systemctl start hexz-serve@snap
+    : >/tmp/failed
+    (for i in $(seq 150); do
+        curl -sf -r 4096-8191 http://127.0.0.1:8080/disk | cmp -s - <(tail -c +4097 "$raw" | head -c 4096) || echo "$i" >>/tmp/failed
+    done) &
+    load=$!
+    for i in 1 2 3; do systemctl restart hexz-serve@snap; done
+    systemctl kill -s KILL hexz-serve@snap
+    wait $load
+    cat /tmp/failed
+    # A kill -9 may cut the one request that was running; no connection is refused.
+    [ "$(wc -l </tmp/failed)" -le 1 ]
+    [ "$(say NFileDescriptorStore hexz-serve@snap)" -ge 1 ]
+}
+
+drains() {
+    systemctl start hexz-serve@snap
+    curl -sf --limit-rate 4M -o /tmp/slow http://127.0.0.1:8080/disk &
+    download=$!
+    while ! [ -s /tmp/slow ]; do sleep 0.05; done
+    systemctl stop hexz-serve@snap
+    wait $download
+    cmp /tmp/slow "$raw"
+}
+
+fails_readably() {
+    ! systemctl start hexz-serve@nothing
+    say StatusText hexz-serve@nothing | grep '/var/lib/hexz-serve/nothing.hxz: no such file'
+    [ "$(say ExecMainStatus hexz-serve@nothing)" = 66 ]
+    [ "$(say NRestarts hexz-serve@nothing)" = 0 ]
+    journal nothing | grep 'no such file'
+}
+
+activates() {
+    systemctl start hexz-serve-http@snap.socket hexz-serve-nbd@snap.socket
+    [ "$(say ActiveState hexz-serve-activated@snap)" = inactive ]
+    curl -sf --unix-socket /run/hexz-serve-snap.http.sock http://localhost/disk | cmp - "$raw"
+    nbdinfo --size 'nbd+unix:///snap?socket=/run/hexz-serve-snap.nbd.sock'
+    [ "$(say ActiveState hexz-serve-activated@snap)" = active ]
+    systemctl restart hexz-serve-activated@snap &
+    for i in 1 2 3 4 5; do
+        curl -sf --unix-socket /run/hexz-serve-snap.http.sock http://localhost/healthz
+    done
+    wait
+    systemctl stop hexz-serve-activated@snap
+    curl -sf --unix-socket /run/hexz-serve-snap.http.sock http://localhost/healthz
+}
+
+reloads() {
+    systemctl start hexz-serve@snap
+    before=$(curl -sfI http://127.0.0.1:8080/disk | grep -i etag)
+    cp /var/lib/hexz-serve/snap.hxz /var/lib/hexz-serve/new
+    touch -d '2020-01-01' /var/lib/hexz-serve/new
+    mv /var/lib/hexz-serve/new /var/lib/hexz-serve/snap.hxz
+    systemctl reload hexz-serve@snap
+    for i in $(seq 100); do
+        after=$(curl -sfI http://127.0.0.1:8080/disk | grep -i etag)
+        [ "$after" = "$before" ] || break
+        sleep 0.05
+    done
+    [ "$after" != "$before" ]
+    curl -sf http://127.0.0.1:8080/disk | cmp - "$raw"
+    systemctl kill -s USR1 hexz-serve@snap
+    for i in $(seq 100); do journal snap | grep 'status: serving' && break; sleep 0.05; done
+    [ "$(say ActiveState hexz-serve@snap)" = active ]
+}
+
+is_watched() {
+    mkdir -p /run/systemd/system/hexz-serve@snap.service.d
+    printf '[Service]\nWatchdogSec=1\n' >/run/systemd/system/hexz-serve@snap.service.d/watchdog.conf
+    systemctl daemon-reload
+    systemctl start hexz-serve@snap
+    sleep 2 # twice the limit: it lives because it gives signs of life
+    [ "$(say NRestarts hexz-serve@snap)" = 0 ]
+    systemctl kill -s STOP hexz-serve@snap
+    for i in $(seq 200); do [ "$(say NRestarts hexz-serve@snap)" = 0 ] || break; sleep 0.05; done
+    for i in $(seq 100); do curl -sf http://127.0.0.1:8080/healthz && break; sleep 0.05; done
+    [ "$(say NRestarts hexz-serve@snap)" = 1 ]
+}
+
+reads_credentials() {
+    mkdir -m 700 -p /etc/credstore
+    printf 'operator 0123456789abcdef0123\n' >/etc/credstore/hexz-serve.snap.tokens
+    systemctl start hexz-serve@snap
+    [ "$(curl -s -o /dev/null -w '%{http_code}' http://127.0.0.1:8080/disk)" = 401 ]
+    curl -sf -H 'Authorization: Bearer 0123456789abcdef0123' http://127.0.0.1:8080/disk | cmp - "$raw"
+}
+
+install
+$scenario
