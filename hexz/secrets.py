@@ -1,13 +1,15 @@
-"""Passwords from files: never from the command line, where everybody can read them."""
+"""Passwords and keys from files: never from the command line, where everybody can read them."""
 
 from __future__ import annotations
 
 from hexz.errors import ConfigError
 
-__all__ = ["MAX_PASSWORD", "read_password"]
+__all__ = ["MAX_PASSWORD", "read_key", "read_password"]
 
 MAX_PASSWORD = 4096
 """Longest password, bytes."""
+KEY_SIZE = 32
+"""A raw Ed25519 public key, bytes."""
 
 
 def read_password(path: str | None) -> bytes | None:
@@ -26,3 +28,20 @@ def read_password(path: str | None) -> bytes | None:
     if not password or len(password) > MAX_PASSWORD:
         raise ConfigError(f"{path}: a password file holds one line of 1 to {MAX_PASSWORD} bytes")
     return password
+
+
+def read_key(path: str | None) -> bytes | None:
+    """The 32 raw bytes of the public key in the file at `path`; None without a path.
+
+    Raises: ConfigError.
+    """
+    if path is None:
+        return None
+    try:
+        with open(path, "rb") as file:
+            key = file.read(KEY_SIZE + 1)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot read the key: {error.strerror}") from None
+    if len(key) != KEY_SIZE:
+        raise ConfigError(f"{path}: a public key is {KEY_SIZE} raw bytes")
+    return key

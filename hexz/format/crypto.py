@@ -13,6 +13,7 @@ from hexz.format.header import Encryption
 
 __all__ = [
     "MAX_ITERATIONS",
+    "SIGNATURE_SIZE",
     "BlockCipher",
     "CryptographyNeeded",
     "TagMismatch",

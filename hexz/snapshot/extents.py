@@ -71,6 +71,7 @@ def _flat(stream: Stream, offset: int, length: int) -> Iterator[Extent]:
             yield extent._replace(kind=DATA)
         else:
             position = extent.start
+            lineage.ends_known(stream.name, extent.start + extent.length, wait=True)
             for parent, start, size in lineage.same_place(stream.name, extent.start, extent.length):
                 if parent is None:
                     yield Extent(position, size, ZERO)

@@ -158,6 +158,19 @@ class Lineage:
             self._snapshot.path, stream, position, 0, f"its content {digest.hex()[:16]}... is in no parent"
         )
 
+    def ends_known(self, stream: str, end: int, wait: bool) -> bool:
+        """Whether the size of every parent's stream of this name that ends before `end` has been confirmed.
+
+        Past such an end there are other parents, or zeros: a wrong size would be wrong bytes.  With `wait` what
+        is not confirmed yet is confirmed now.
+        Raises: CorruptSnapshot, StorageError, only with `wait`.
+        """
+        for parent in self._snapshot.parents:
+            supplier = parent.streams.get(stream)
+            if supplier is not None and supplier.size < end and not supplier.size_known(wait):
+                return False
+        return True
+
     def same_place(self, stream: str, offset: int, length: int) -> Iterator[tuple[Stream | None, int, int]]:
         """The span cut by who supplies it: (stream of a parent, or None for zeros; position; bytes).
 

@@ -51,6 +51,7 @@ class Stream:
         self._readahead = ReadAhead(self._loader.ahead, context.blocks.budget // 8)
         self._sources: dict[int, tuple[Stream, int]] = {}
         self._recent: LoadedPage | None = None
+        self._size_known = not self.pages.records or not self.size  # set once
 
     def read_cached(self, offset: int, length: int) -> list[memoryview] | None:
         """Views that tile [offset, offset + length) exactly, or None when some block is not in memory.
@@ -91,6 +92,16 @@ class Stream:
             views = self._gather(offset, length, wait=True)
             assert views is not None
         return views
+
+    def size_known(self, wait: bool) -> bool:
+        """Whether the last index page has confirmed the size; with `wait` that page is read now if need be.
+
+        Raises: CorruptSnapshot, StorageError, only with `wait`.
+        """
+        if wait and not self._size_known:
+            self.pages.at(self.size - 1)
+            self._size_known = True
+        return self._size_known
 
     def prefetch(self, offset: int, length: int) -> None:
         """Queue the decompression of a span and return at once; what finds no room is left out."""
@@ -213,6 +224,8 @@ class Stream:
 
     def _same_place(self, offset: int, length: int, wait: bool) -> list[memoryview] | None:
         """A span of the first parent whose stream of this name reaches it; zeros past all of them."""
+        if not self.snapshot.lineage.ends_known(self.name, offset + length, wait):
+            return None
         views: list[memoryview] = []
         for stream, start, size in self.snapshot.lineage.same_place(self.name, offset, length):
             if stream is None:

@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from hexz import __version__
 from hexz.errors import HexzError, UnitError, UsageError
-from hexz.secrets import read_password
+from hexz.secrets import read_key, read_password
 from hexz.units import format_size, parse_size
 
 __all__ = ["main"]
@@ -54,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
 
     verify = commands.add_parser("verify", help="check every block")
     verify.add_argument("files", metavar="FILE", nargs="+")
+    verify.add_argument("--public-key", metavar="FILE", help="demand a signature that fits this key (32 raw bytes)")
 
     cat = commands.add_parser("cat", help="bytes of a stream to standard output")
     cat.add_argument("file", metavar="FILE")
@@ -111,7 +112,7 @@ def _run(options: argparse.Namespace) -> int:
 
         print(info(options.file, options.json, password, parent_dirs))
     elif options.command == "verify":
-        return _verify(options.files, password, parent_dirs)
+        return _verify(options.files, password, parent_dirs, read_key(options.public_key))
     elif options.command == "cat":
         from hexz.tools.cat import cat
 
@@ -142,13 +143,13 @@ def _pack(options: argparse.Namespace, password: bytes | None, parent_dirs: tupl
         print(f"{options.out}: its parent is in another folder: open it with --parent-dir {folder}")
 
 
-def _verify(paths: list[str], password: bytes | None, parent_dirs: tuple[str, ...]) -> int:
+def _verify(paths: list[str], password: bytes | None, parent_dirs: tuple[str, ...], public_key: bytes | None) -> int:
     from hexz.tools.verify import verify
 
     status = 0
     for path in paths:
         try:
-            verified = verify(path, lambda line: _fail(line, DAMAGED), password, parent_dirs)
+            verified = verify(path, lambda line: _fail(line, DAMAGED), password, parent_dirs, public_key)
         except HexzError as error:
             status = _fail(str(error), error.exit_status if len(paths) == 1 else DAMAGED)
             continue

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from hexz.errors import HexzError, SnapshotError
-from hexz.format.index import MAX_BLOCK
+from hexz.errors import ConfigError, CryptographyMissing, HexzError, SnapshotError
+from hexz.format.crypto import SIGNATURE_SIZE, CryptographyNeeded, signature_valid
+from hexz.format.index import MAX_BLOCK, MAX_INDEX
+from hexz.format.metadata import MAX_METADATA
 from hexz.snapshot import Snapshot, Stream, new_context, open_snapshot
 from hexz.tools.progress import Progress
 
@@ -27,10 +29,12 @@ def verify(
     report: Callable[[str], object],
     password: bytes | None = None,
     parent_dirs: tuple[str, ...] = (),
+    public_key: bytes | None = None,
 ) -> Verified:
     """Decompress every block of both streams and check it; parents are checked as far as they are used.
 
-    `report` gets one line for each damaged place, as it is found.
+    `report` gets one line for each damaged place, as it is found.  With `public_key` (32 bytes) the file must carry
+    a signature that fits it.
     Raises: HexzError when the file cannot be opened at all.
     """
     damaged = checked = 0
@@ -38,7 +42,7 @@ def verify(
     with open_snapshot(path, context) as snapshot:
         total = sum(stream.size for stream in snapshot.streams.values())
         with Progress("verifying", total) as progress:
-            for length, trouble in _check(snapshot):
+            for length, trouble in _check(snapshot, public_key):
                 checked += length
                 if trouble is not None:
                     damaged += 1
@@ -49,8 +53,10 @@ def verify(
     return Verified(damaged, checked)
 
 
-def _check(snapshot: Snapshot) -> Iterator[tuple[int, str | None]]:
+def _check(snapshot: Snapshot, public_key: bytes | None) -> Iterator[tuple[int, str | None]]:
     """(bytes, None or what is wrong) for each place of the file."""
+    if public_key is not None:
+        yield 0, _check_signature(snapshot, public_key)
     for stream in snapshot.streams.values():
         if not stream.pages.records:
             yield from _read(stream, 0, stream.size)
@@ -60,6 +66,25 @@ def _check(snapshot: Snapshot) -> Iterator[tuple[int, str | None]]:
         _ = snapshot.files
     except SnapshotError as error:
         yield 0, str(error)
+
+
+def _check_signature(snapshot: Snapshot, public_key: bytes) -> str | None:
+    """What is wrong with the signature, which covers the index and the metadata (format.md section 12)."""
+    place, start = snapshot.header.signature, snapshot.header.index_offset
+    if place is None:
+        return f"{snapshot.path}: is not signed"
+    if place.length != SIGNATURE_SIZE or not 0 < place.offset - start <= MAX_INDEX + MAX_METADATA:
+        return f"{snapshot.path}: the signature is damaged"
+    signed = snapshot.read_file(start, place.offset - start)
+    try:
+        if signature_valid(public_key, snapshot.read_file(*place), signed):
+            return None
+    except CryptographyNeeded:
+        reason = "signatures need the cryptography package (pip install cryptography)"
+        raise CryptographyMissing(snapshot.path, reason) from None
+    except ValueError as error:
+        raise ConfigError(f"the public key is none: {error}") from None
+    return f"{snapshot.path}: the signature does not fit the key"
 
 
 def _check_page(stream: Stream, number: int) -> Iterator[tuple[int, str | None]]:

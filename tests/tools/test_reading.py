@@ -366,3 +366,27 @@ def test_a_bad_manifest_is_damage_to_verify(tmp_path: Path) -> None:
     assert verify(str(tmp_path / "a.hxz"), found.append).damaged == 1
     with pytest.raises(CorruptSnapshot):
         extract(str(tmp_path / "a.hxz"), str(tmp_path / "out"))
+
+
+SIGNED = [name for name, vector in VECTORS.items() if "public_key" in vector]
+
+
+@pytest.mark.parametrize("name", SIGNED)
+def test_signatures_are_checked_against_the_key(tmp_path: Path, name: str) -> None:
+    (tmp_path / "key").write_bytes(bytes.fromhex(VECTORS[name]["public_key"]))
+    (tmp_path / "other").write_bytes(b"k" * 32)
+    (tmp_path / "short").write_bytes(b"k" * 31)
+    data = bytearray((CORPUS / name).read_bytes())
+    data[VECTORS[name]["metadata"][0]] ^= 1
+    (tmp_path / "changed.hxz").write_bytes(data)
+    archive(tmp_path / "unsigned.hxz", [], b"hello")
+    for key, path, status, words in [
+        ("key", CORPUS / name, 0, b""),
+        ("other", CORPUS / name, 1, b"does not fit the key"),
+        ("key", tmp_path / "changed.hxz", 1, b"does not fit the key"),
+        ("key", tmp_path / "unsigned.hxz", 1, b"is not signed"),
+        ("short", CORPUS / name, 78, b"32 raw bytes"),
+        ("missing", CORPUS / name, 78, b"cannot read the key"),
+    ]:
+        done = hexz("verify", "--public-key", tmp_path / key, path)
+        assert (done.returncode, words in done.stderr) == (status, True), done.stderr
