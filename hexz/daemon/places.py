@@ -31,19 +31,25 @@ def take_places(pid_file: str | None, log_file: str | None, suffix: str) -> Plac
     """
     notes: list[str] = []
     held = [PidFile(pid_file)] if pid_file is not None else []
-    stem = None
-    if pid_file is None or log_file is None:
-        stem = _take_default(held, suffix, notes)
-    if log_file is not None:
-        logs = LogFiles(log_file, log_file)
-        notes.append(f"logging to {log_file}")
-    elif stem is not None:
-        logs = LogFiles(f"{stem}.log", f"{stem}.err")
-        notes.append(f"logging to {stem}.log and {stem}.err")
-    else:
-        logs = LogFiles(None, None)
-        notes.append("no folder for logs: they are thrown away")
+    try:
+        stem = _take_default(held, suffix, notes) if pid_file is None or log_file is None else None
+        logs = _open_logs(log_file, stem, notes)
+    except ConfigError:
+        for file in held:
+            file.remove()
+        raise
     return Places(held, logs, notes)
+
+
+def _open_logs(log_file: str | None, stem: str | None, notes: list[str]) -> LogFiles:
+    if log_file is not None:
+        notes.append(f"logging to {log_file}")
+        return LogFiles(log_file, log_file)
+    if stem is not None:
+        notes.append(f"logging to {stem}.log and {stem}.err")
+        return LogFiles(f"{stem}.log", f"{stem}.err")
+    notes.append("no folder for logs: they are thrown away")
+    return LogFiles(None, None)
 
 
 def _take_default(held: list[PidFile], suffix: str, notes: list[str]) -> str | None:

@@ -1,0 +1,250 @@
+"""The detached daemon, seen from outside."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import requests
+
+from tests.peers import ROOT
+
+DEADLINE_S = 20.0
+
+
+class Host:
+    """A user's surroundings: a runtime folder of its own, and the daemons started there."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.runtime = folder / "run"
+        self.runtime.mkdir(mode=0o700)
+        self.environment = {**os.environ, "XDG_RUNTIME_DIR": str(self.runtime), "TMPDIR": str(folder)}
+
+    def command(self, *arguments: object, **kwargs: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, str(ROOT / "hexz_serve.py"), *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+            env=self.environment,
+            **kwargs,  # type: ignore[call-overload]
+        )
+
+    def start(self, *arguments: object, **kwargs: object) -> tuple[int, str]:
+        """Pid and HTTP address of a new daemon."""
+        done = self.command("--daemon", "--http-port", 0, *arguments, **kwargs)
+        assert done.returncode == 0, done.stderr
+        found = re.search(r"listening (http://\S+)/", done.stdout)
+        log = re.search(r"logging to (\S+)\.log|logging to (\S+)", done.stdout)
+        assert found is not None and log is not None, done.stdout
+        pids = [int(path.read_text()) for path in self.folder.rglob("*.pid") if path.read_text().strip()]
+        live = [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+        return self.owner(int(found[1].rpartition(":")[2]), live), found[1]
+
+    @staticmethod
+    def owner(port: int, pids: list[int]) -> int:
+        """Which of `pids` listens on `port`."""
+        inode = next(
+            line.split()[9]
+            for line in Path("/proc/net/tcp").read_text().splitlines()[1:]
+            if line.split()[1].endswith(f":{port:04X}") and line.split()[3] == "0A"
+        )
+        for pid in pids:
+            for fd in Path(f"/proc/{pid}/fd").iterdir():
+                if os.readlink(fd) == f"socket:[{inode}]":
+                    return pid
+        raise AssertionError(f"nobody of {pids} listens on {port}")
+
+    def stop_all(self) -> None:
+        for path in self.folder.rglob("*.pid"):
+            self.command("--stop", "--pid-file", path)
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Iterator[Host]:
+    host = Host(tmp_path)
+    yield host
+    host.stop_all()
+
+
+def wait_until(condition: object) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def gone(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split()[2] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+def test_it_is_a_proper_daemon(host: Host, snapshot_file: Path, tmp_path: Path) -> None:
+    leaked, _ = os.pipe()
+    os.set_inheritable(leaked, True)
+    local = tmp_path / "snap.hxz"
+    shutil.copy(snapshot_file, local)
+    pid, url = host.start("snap.hxz", cwd=tmp_path, close_fds=False)
+    assert requests.get(f"{url}/healthz", timeout=10).status_code == 200  # ready when the command returned
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    parent, group, session, terminal = int(fields[1]), int(fields[2]), int(fields[3]), int(fields[4])
+    assert parent != os.getpid() and session == group and session not in (pid, os.getsid(0)) and terminal == 0
+    assert os.readlink(f"/proc/{pid}/cwd") == str(tmp_path)  # relative paths go on meaning the same
+    status = Path(f"/proc/{pid}/status").read_text()
+    assert re.search(r"Umask:\s+0077", status)
+    opened = {int(fd.name): os.readlink(fd) for fd in Path(f"/proc/{pid}/fd").iterdir()}
+    assert opened[0] == "/dev/null"
+    assert opened[1] == str(host.runtime / "hexz-serve.log") and opened[2] == str(host.runtime / "hexz-serve.err")
+    assert os.readlink(f"/proc/self/fd/{leaked}") not in opened.values()
+    os.close(leaked)
+    for name in ("hexz-serve.log", "hexz-serve.err"):
+        assert stat.S_IMODE((host.runtime / name).stat().st_mode) == 0o600
+    assert host.command("--status").stdout.strip() == f"running, pid {pid}"
+    assert host.command("--stop").returncode == 0
+    assert gone(pid) and not (host.runtime / "hexz-serve.pid").exists()
+    assert host.command("--status").returncode == 3
+    assert "stopping" in (host.runtime / "hexz-serve.log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "says"),
+    [
+        (["none.hxz"], 66, "no such file"),
+        (["bad.hxz"], 65, "not a hexz snapshot"),
+        (["--log-file", "none/log", "GOOD"], 78, "cannot log there"),
+        (["--pid-file", "none/pid", "GOOD"], 78, "cannot write the pid file"),
+    ],
+)
+def test_a_failed_start_is_the_commands_own(
+    host: Host, snapshot_file: Path, tmp_path: Path, arguments: list[str], status: int, says: str
+) -> None:
+    (tmp_path / "bad.hxz").write_bytes(b"x" * 9000)
+    given = [str(snapshot_file) if argument == "GOOD" else argument for argument in arguments]
+    done = host.command("--daemon", "--http-port", 0, *given, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (status, "")
+    assert done.stderr.count("\n") == 1 and done.stderr.startswith("hexz-serve: ") and says in done.stderr
+    assert not list(tmp_path.rglob("*.pid"))
+
+
+def test_a_taken_port_is_told_before_the_command_returns(host: Host, snapshot_file: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        done = host.command("--daemon", "--port", taken.getsockname()[1], snapshot_file)
+    assert done.returncode == 69 and "in use" in done.stderr
+
+
+def test_a_second_daemon_takes_other_names(host: Host, snapshot_file: Path) -> None:
+    first, first_url = host.start(snapshot_file)
+    done = host.command("--daemon", "--http-port", 0, snapshot_file)
+    port = re.search(r"listening http://127.0.0.1:(\d+)/", done.stdout)
+    assert port is not None and f"hexz-serve-{port[1]}.log" in done.stdout and f"pid {first}" in done.stdout
+    assert (host.runtime / f"hexz-serve-{port[1]}.pid").exists()
+    assert host.command("--stop", "--port", port[1]).returncode == 0
+    assert requests.get(f"{first_url}/healthz", timeout=10).status_code == 200
+
+
+def test_the_same_pid_file_twice_is_refused(host: Host, snapshot_file: Path, tmp_path: Path) -> None:
+    pid, _ = host.start("--pid-file", tmp_path / "own.pid", snapshot_file)
+    done = host.command("--daemon", "--http-port", 0, "--pid-file", tmp_path / "own.pid", snapshot_file)
+    assert done.returncode == 69 and f"running already, pid {pid}" in done.stderr
+
+
+def test_killed_and_started_again(host: Host, snapshot_file: Path) -> None:
+    pid, _ = host.start(snapshot_file)
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: gone(pid))
+    assert (host.runtime / "hexz-serve.pid").exists()  # stale, but nobody holds it
+    assert host.command("--status").returncode == 3
+    again, url = host.start(snapshot_file)
+    assert again != pid and requests.get(f"{url}/healthz", timeout=10).status_code == 200
+    assert (host.runtime / "hexz-serve.pid").read_text().strip() == str(again)
+
+
+def test_hostile_links_are_not_followed(host: Host, snapshot_file: Path, tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("precious\n")
+    (host.runtime / "hexz-serve.log").symlink_to(victim)
+    os.link(victim, host.runtime / "hexz-serve.err")
+    done = host.command("--daemon", "--http-port", 0, snapshot_file)
+    assert done.returncode == 0 and "symbolic link" in done.stdout
+    host.stop_all()
+    assert victim.read_text() == "precious\n" and victim.stat().st_mode & 0o777 != 0o600
+    named = host.command("--daemon", "--http-port", 0, "--log-file", host.runtime / "hexz-serve.log", snapshot_file)
+    assert named.returncode == 78 and "symbolic link" in named.stderr
+
+
+def test_the_temporary_folder_is_next_in_line(host: Host, snapshot_file: Path) -> None:
+    host.environment["XDG_RUNTIME_DIR"] = "/nonexistent"
+    done = host.command("--daemon", "--http-port", 0, snapshot_file)
+    assert done.returncode == 0 and f"logging to {host.folder}/hexz-serve.log" in done.stdout
+
+
+def test_hang_up_opens_the_logs_again_and_rereads_everything(host: Host, snapshot_file: Path, tmp_path: Path) -> None:
+    served = tmp_path / "served"
+    served.mkdir()
+    shutil.copy(snapshot_file, served / "one.hxz")
+    tokens = tmp_path / "tokens"
+    tokens.write_text("first 0123456789abcdef0123\n")
+    access = tmp_path / "access.log"
+    pid, url = host.start("--token-file", tokens, "--access-log", access, served)
+    old = {"Authorization": "Bearer 0123456789abcdef0123"}
+    new = {"Authorization": "Bearer 3210fedcba9876543210"}
+    assert requests.get(f"{url}/disk", headers=old, timeout=10).status_code == 200
+    log = host.runtime / "hexz-serve.log"
+    log.rename(tmp_path / "rotated.log")
+    access.rename(tmp_path / "rotated.access")
+    tokens.write_text("second 3210fedcba9876543210\n")
+    shutil.copy(snapshot_file, served / "two.hxz")
+    os.kill(pid, signal.SIGHUP)
+    wait_until(lambda: log.exists() and "reloaded: 2 snapshots" in log.read_text())
+    assert requests.get(f"{url}/disk", headers=old, timeout=10).status_code == 401
+    assert requests.get(f"{url}/snapshots/two/disk", headers=new, timeout=10).status_code == 200
+    wait_until(lambda: access.exists() and len(access.read_text().splitlines()) == 2)
+    assert [json.loads(line)["token"] for line in access.read_text().splitlines()] == [None, "second"]
+    (served / "one.hxz").unlink()
+    os.kill(pid, signal.SIGHUP)
+    wait_until(lambda: requests.get(f"{url}/snapshots/one/disk", headers=new, timeout=10).status_code == 404)
+    os.kill(pid, signal.SIGUSR1)
+    wait_until(lambda: "status: serving two" in log.read_text())
+
+
+def test_stop_waits_for_a_daemon_that_drains(host: Host, snapshot_file: Path, disk_image: Path) -> None:
+    pid, url = host.start("--drain-timeout", 30, snapshot_file)
+    reply = requests.get(f"{url}/disk", stream=True, timeout=30)
+    first = reply.raw.read(100_000)
+    stopping = subprocess.Popen(
+        [sys.executable, str(ROOT / "hexz_serve.py"), "--stop"], env=host.environment, stdout=subprocess.DEVNULL
+    )
+    log = host.runtime / "hexz-serve.log"
+    wait_until(lambda: "stopping: 1 connections" in log.read_text())
+    assert stopping.poll() is None and not gone(pid)
+    assert first + reply.raw.read() == disk_image.read_bytes()
+    reply.close()
+    assert stopping.wait(30) == 0 and gone(pid)
+
+
+def test_a_second_signal_ends_the_patience(host: Host, snapshot_file: Path) -> None:
+    pid, url = host.start("--drain-timeout", 60, snapshot_file)
+    with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2]))) as stuck:
+        stuck.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        stuck.sendall(b"GET /disk HTTP/1.1\r\nHost: x\r\n\r\n")
+        stuck.recv(1)
+        log = host.runtime / "hexz-serve.log"
+        os.kill(pid, signal.SIGTERM)
+        wait_until(lambda: "stopping" in log.read_text())
+        os.kill(pid, signal.SIGTERM)
+        wait_until(lambda: gone(pid))
