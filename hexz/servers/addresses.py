@@ -118,10 +118,14 @@ def unlink_socket(path: str, inode: int) -> None:
             os.unlink(path)
 
 
-def url_of(scheme: str, sock: socket.socket) -> str:
-    """How a client writes the address of a listening socket: ``http://127.0.0.1:8080/``, ``nbd+unix:///?socket=P``."""
+def url_of(scheme: str, sock: socket.socket, own_path: str | None = None) -> str:
+    """How a client writes the address of a listening socket: ``http://127.0.0.1:8080/``, ``nbd+unix:///?socket=P``.
+
+    `own_path` is the name of a unix socket that was bound under another one.
+    """
     where = sock.getsockname()
     if sock.family == socket.AF_UNIX:
+        where = own_path or where
         path = os.fsdecode(where) if isinstance(where, bytes) else where
         if scheme.startswith("nbd"):
             return f"{scheme}+unix:///?socket={quote(path)}"

@@ -72,7 +72,8 @@ class Connection:
     def hang_up_idle(self) -> None:
         """Let a receive that waits see the end of the stream; what is being sent goes on."""
         with contextlib.suppress(OSError):  # the peer was faster
-            self.sock.shutdown(socket.SHUT_RD)
+            # Not the method of an SSLSocket: that would have the rest of the replies sent in the clear.
+            socket.socket.shutdown(self.sock, socket.SHUT_RD)
 
 
 class Listener:
@@ -90,7 +91,7 @@ class Listener:
         self.sock = sock
         self.service = service
         self.max_connections = max_connections
-        self.url = url_of(service.scheme, sock)
+        self.url = url_of(service.scheme, sock, own_path)
         self.draining = False  # set once, by stop_accepting
         self.accepted = 0  # written by the accepting thread only
         self.refused = 0  # the same

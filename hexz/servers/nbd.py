@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import socket
 import ssl
@@ -14,7 +15,8 @@ from hexz.protocol.nbd.constants import MAX_NAME
 from hexz.protocol.nbd.handshake import ExportFacts, Handshake, Next, TlsMode
 from hexz.servers.base import Connection
 from hexz.servers.nbd_misses import MissPool
-from hexz.servers.nbd_transmission import Export, Transmission
+from hexz.servers.nbd_outbox import Export
+from hexz.servers.nbd_transmission import Transmission, receive_late
 from hexz.servers.tls import TlsContext
 
 __all__ = ["NbdService"]
@@ -24,6 +26,8 @@ log = logging.getLogger("hexz.nbd")
 HANDSHAKE_S = 10.0
 """How long a client may take to agree on an export."""
 RECEIVE = 4096
+GOODBYE_S = 1.0
+"""How long the end of TLS is waited for."""
 
 
 class _CatalogDirectory:
@@ -90,39 +94,59 @@ class NbdService:
         lease, export = found
         try:
             Transmission(connection, sock, export, negotiated, self._pool, handshake.rest).run()
+            self._say_bye(sock)
         finally:
             lease.release()
+
+    @staticmethod
+    def _say_bye(sock: socket.socket) -> None:
+        """Close TLS before the socket (proto.md, "NBD_CMD_DISC")."""
+        if isinstance(sock, ssl.SSLSocket):
+            sock.settimeout(GOODBYE_S)
+            with contextlib.suppress(OSError, ValueError):  # the client has hung up already
+                sock.unwrap()
 
     def _handshake(self, connection: Connection) -> tuple[Handshake, socket.socket] | None:
         """The finished handshake and the socket to go on with, which is another one under TLS."""
         deadline = time.monotonic() + HANDSHAKE_S
-        sock = connection.sock
         handshake = Handshake(self._directory, self._tls_mode)
+        sock = connection.sock
         try:
             sock.settimeout(HANDSHAKE_S)
             sock.sendall(handshake.greeting())
-            while not connection.draining:
+            while True:
                 sock.settimeout(max(deadline - time.monotonic(), 0.001))
                 data = sock.recv(RECEIVE)
+                if connection.draining:
+                    handshake.stop()
+                    data = data or self._receive_late(sock)
                 if not data:
                     return None
-                step = handshake.receive(data)
-                if step.send:
+                for step in handshake.receive(data):
                     sock.sendall(step.send)
-                if step.next is Next.CLOSE:
-                    return None
-                if step.next is Next.START_TLS:
-                    assert self._tls is not None
-                    sock = connection.sock = self._tls.wrap(sock)
-                    handshake.secured()
-                elif step.next is Next.TRANSMIT:
-                    sock.settimeout(None)
-                    return handshake, sock
+                    if step.next is Next.CLOSE:
+                        self._say_bye(sock)
+                        return None
+                    if step.next is Next.START_TLS:
+                        assert self._tls is not None
+                        sock = connection.sock = self._tls.wrap(sock)
+                        handshake.secured()
+                    elif step.next is Next.TRANSMIT:
+                        sock.settimeout(None)
+                        return handshake, sock
         except (TimeoutError, socket.timeout):
             log.info("%s: no agreement within %d s", connection.peer, HANDSHAKE_S)
         except ssl.SSLError as error:
             log.info("%s: TLS: %s", connection.peer, error)
         return None
+
+    @staticmethod
+    def _receive_late(sock: socket.socket) -> bytes:
+        """What a client still sends while the daemon stops."""
+        if isinstance(sock, ssl.SSLSocket):
+            return b""
+        buffer = bytearray(RECEIVE)
+        return bytes(buffer[: receive_late(sock, memoryview(buffer))])
 
     def refuse(self, connection: Connection) -> None:
         """NBD has no word for «too many»: the connection is just closed."""

@@ -6,53 +6,188 @@ read by one block, not by its whole queue.
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import logging
 import os
+import select
+import socket
 import threading
 from collections import deque
-from collections.abc import Callable
+from typing import NamedTuple
 
-__all__ = ["MissPool", "MissQueue"]
+from hexz.errors import HexzError
+from hexz.snapshot import Stream
+
+__all__ = ["Cold", "ColdReads", "MissPool"]
+
+log = logging.getLogger("hexz.nbd")
+
+MAX_WAITING = 256
+"""Cold reads of one connection that the pool has at a time."""
+MAX_WAITING_BYTES = 8 << 20
+"""The same in bytes; in a small cache it is a quarter of that, so that what was loaded is still there when sent."""
 
 
-class MissQueue:
-    """The cold reads of one connection that no thread has taken yet."""
+class Cold(NamedTuple):
+    """A read whose blocks have to be loaded: cookie, offset and length, and whether its reply must be one chunk."""
+
+    cookie: int
+    offset: int
+    length: int
+    whole: bool
+
+
+class _Wake:
+    """Ends a connection's poll from another thread.
+
+    Its descriptors are closed when the last thread that might write to them has let
+    go of it: closed by the connection, their numbers could be another socket's by then.
+    """
 
     def __init__(self) -> None:
-        self.tasks: deque[Callable[[], None]] = deque()  # guarded by the pool's condition
-        self.waiting = False  # in the pool's ring; guarded the same way
+        """Raises: OSError when there are no descriptors left."""
+        self._read, self._write = os.pipe()
+        os.set_blocking(self._read, False)
+        os.set_blocking(self._write, False)
+
+    def fileno(self) -> int:
+        return self._read
+
+    def ring(self) -> None:
+        with contextlib.suppress(BlockingIOError):  # a full pipe wakes as well
+            os.write(self._write, b"\0")
+
+    def hush(self) -> None:
+        with contextlib.suppress(BlockingIOError):  # nobody rang
+            os.read(self._read, 4096)
+
+    def __del__(self) -> None:
+        os.close(self._read)
+        os.close(self._write)
+
+
+class ColdReads:
+    """The cold reads of one connection: those that wait for a thread, and those that are loaded."""
+
+    def __init__(self, pool: MissPool, stream: Stream) -> None:
+        self._pool = pool
+        self._stream = stream
+        self._most_bytes = min(MAX_WAITING_BYTES, stream.snapshot.context.blocks.budget // 4)
+        self._wake: _Wake | None = None
+        self._bytes = 0
+        self.waiting = 0  # handed over and not taken back
+        self._asleep = False  # the connection polls: written by its thread, read by the pool's
+        self.finished: deque[tuple[Cold, HexzError | OSError | None]] = deque()  # filled by the pool's threads
+        self.tasks: deque[Cold] = deque()  # guarded by the pool's condition
+        self.queued = False  # in the pool's ring; guarded the same way
+
+    def hand_over(self, read: Cold) -> bool:
+        """Have the pool load what `read` needs; False when there is enough to do already."""
+        if self.waiting >= MAX_WAITING or self._bytes + read.length > self._most_bytes:
+            return False
+        if self._wake is None:
+            try:
+                self._wake = _Wake()
+            except OSError as error:
+                log.warning("out-of-order replies have to wait: %s", error)
+                return False
+        self.waiting += 1
+        self._bytes += read.length
+        self._pool.submit(self, read)
+        return True
+
+    def take(self) -> list[tuple[Cold, HexzError | OSError | None]]:
+        """The reads that are loaded, or failed, since the last call."""
+        taken = []
+        while self.finished:
+            taken.append(self.finished.popleft())
+        self.waiting -= len(taken)
+        self._bytes -= sum(read.length for read, _ in taken)
+        return taken
+
+    def wait(self, sock: socket.socket | None) -> bool:
+        """Sleep until a read is finished, or `sock` can be read; whether it is the socket.
+
+        Only after a `hand_over` that succeeded.
+        """
+        assert self._wake is not None
+        poll = select.poll()
+        poll.register(self._wake, select.POLLIN)
+        if sock is not None:
+            poll.register(sock, select.POLLIN)
+        self._asleep = True
+        ready = dict(poll.poll(0 if self.finished else None))
+        self._asleep = False
+        if self._wake.fileno() in ready:
+            self._wake.hush()
+        return sock is not None and sock.fileno() in ready
+
+    def abandon(self) -> None:
+        """Forget what no thread has begun, and wait for the rest: the stream may be closed afterwards."""
+        self.waiting -= self._pool.withdraw(self)
+        while self.waiting:
+            self.wait(None)
+            self.take()
+
+    def load(self, read: Cold) -> None:
+        """In a thread of the pool: get the blocks into the cache."""
+        wake = self._wake
+        trouble: HexzError | OSError | None = None
+        try:
+            self._stream.read(read.offset, min(read.length, self._stream.size - read.offset))
+        except (HexzError, OSError) as error:
+            trouble = error
+        except Exception as error:
+            log.exception("unexpected trouble with a cold read")
+            trouble = OSError(errno.EIO, str(error))
+        self.finished.append((read, trouble))
+        if self._asleep and wake is not None:
+            wake.ring()
 
 
 class MissPool:
-    """A few daemon threads over the queues of all connections, started with the first task."""
+    """A few daemon threads over the cold reads of all connections, started with the first one."""
 
     def __init__(self, threads: int | None = None) -> None:
         self._count = threads or max(2, os.cpu_count() or 1)
         self._turn = threading.Condition()
-        self._ring: deque[MissQueue] = deque()  # guarded by _turn
+        self._ring: deque[ColdReads] = deque()  # guarded by _turn
         self._started = False  # guarded by _turn
 
-    def submit(self, queue: MissQueue, task: Callable[[], None]) -> None:
-        """Have `task`, which must not raise, run in its queue's turn."""
+    def submit(self, reads: ColdReads, read: Cold) -> None:
+        """Load `read` in its connection's turn."""
         with self._turn:
-            queue.tasks.append(task)
-            if not queue.waiting:
-                queue.waiting = True
-                self._ring.append(queue)
+            reads.tasks.append(read)
+            if not reads.queued:
+                reads.queued = True
+                self._ring.append(reads)
             if not self._started:
                 self._started = True
                 for number in range(self._count):
                     threading.Thread(target=self._run, name=f"nbd-miss-{number}", daemon=True).start()
             self._turn.notify()
 
+    def withdraw(self, reads: ColdReads) -> int:
+        """Take back what no thread has begun of `reads`; how many that were."""
+        with self._turn:
+            count = len(reads.tasks)
+            reads.tasks.clear()
+            if reads.queued:
+                reads.queued = False
+                self._ring.remove(reads)
+            return count
+
     def _run(self) -> None:
         while True:
             with self._turn:
                 while not self._ring:
                     self._turn.wait()
-                queue = self._ring.popleft()
-                task = queue.tasks.popleft()
-                if queue.tasks:
-                    self._ring.append(queue)
+                reads = self._ring.popleft()
+                read = reads.tasks.popleft()
+                if reads.tasks:
+                    self._ring.append(reads)
                 else:
-                    queue.waiting = False
-            task()
+                    reads.queued = False
+            reads.load(read)
+            del reads, read

@@ -19,6 +19,9 @@ from hexz.snapshot import PARENT, ZERO, Extent, Stream
 
 __all__ = ["describe"]
 
+MAX_BLOCKS = 65536
+"""Blocks of the nominal size that one reply covers at most: what can be looked up in well under a second."""
+
 
 def describe(
     stream: Stream, size: int, request: Request, contexts: tuple[str, ...]
@@ -30,8 +33,9 @@ def describe(
     Raises: CorruptSnapshot, StorageError.
     """
     most = 1 if request.flags & CMD_FLAG_REQ_ONE else MAX_DESCRIPTORS
+    length = min(request.length, MAX_BLOCKS * stream.block_size)
     return [
-        (CONTEXT_IDS[context], list(islice(_flags(stream, context, request.offset, request.length), most)))
+        (CONTEXT_IDS[context], list(islice(_flags(stream, context, request.offset, length), most)))
         for context in contexts
     ]
 

@@ -1,14 +1,14 @@
 """The fixed newstyle handshake as a state machine: bytes in, bytes and a decision out.
 
 `Handshake.receive` takes what has come from the client, whole or cut anywhere, and
-returns what to send and how to go on.  It knows exports only through the
+says step by step what to send and how to go on.  It knows exports only through the
 `Directory` that it is given.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from enum import Enum
 from typing import NamedTuple, Protocol
 
@@ -45,8 +45,10 @@ from hexz.protocol.nbd.constants import (
     OPTION_REPLY_MAGIC,
     READ_ONLY,
     REP_ACK,
+    REP_ERR_EXT_HEADER_REQD,
     REP_ERR_INVALID,
     REP_ERR_POLICY,
+    REP_ERR_SHUTDOWN,
     REP_ERR_TLS_REQD,
     REP_ERR_TOO_BIG,
     REP_ERR_UNKNOWN,
@@ -143,6 +145,7 @@ class Handshake:
         self._extended = False
         self._contexts: tuple[str, ...] = ()
         self._contexts_for: str | None = None
+        self._stopping = False
         self.negotiated: Negotiated | None = None
 
     @property
@@ -162,17 +165,24 @@ class Handshake:
         self._contexts = ()
         self._contexts_for = None
 
-    def receive(self, data: bytes) -> Step:
-        """Take bytes from the client."""
+    def stop(self) -> None:
+        """The daemon is stopping: every option but NBD_OPT_ABORT is refused from now on."""
+        self._stopping = True
+
+    def receive(self, data: bytes) -> Iterator[Step]:
+        """Take bytes from the client; a step for each message they complete.
+
+        One step at a time, so that a client that asks for much in one go is not
+        answered from memory that nobody bounds.
+        """
         self._buffer += data
-        sent = bytearray()
         while True:
             step = self._advance()
             if step is None:
-                return Step(bytes(sent), Next.RECEIVE)
-            sent += step.send
+                return
+            yield step
             if step.next is not Next.RECEIVE:
-                return Step(bytes(sent), step.next)
+                return
 
     def _advance(self) -> Step | None:
         """One more complete message, or None when there is none."""
@@ -216,6 +226,10 @@ class Handshake:
     def _option(self, option: int, payload: bytes) -> Step:
         if option == OPT_ABORT:
             return Step(_reply(option, REP_ACK).send, Next.CLOSE)
+        if self._stopping and option != OPT_EXPORT_NAME:
+            return _reply(option, REP_ERR_SHUTDOWN, b"the server is stopping")
+        if self._stopping:
+            return Step(b"", Next.CLOSE)
         if self._tls is TlsMode.REQUIRED and not self._secure and option != OPT_STARTTLS:
             if option == OPT_EXPORT_NAME:
                 return Step(b"", Next.CLOSE)
@@ -249,7 +263,9 @@ class Handshake:
                 return _reply(option, REP_ERR_POLICY, b"TLS is not set up here")
             return Step(_reply(option, REP_ACK).send, Next.START_TLS)
         if option == OPT_STRUCTURED_REPLY:
-            if self._extended or self._structured:
+            if self._extended:
+                return _reply(option, REP_ERR_EXT_HEADER_REQD, b"extended headers are negotiated already")
+            if self._structured:
                 raise _Malformed("negotiated already")
             self._structured = True
         else:

@@ -25,6 +25,7 @@ from hexz.protocol.nbd.constants import (
 )
 
 __all__ = [
+    "EXTENDED_DATA",
     "EXTENDED_REQUEST",
     "REQUEST",
     "SIMPLE_REPLY",
@@ -45,7 +46,8 @@ _CHUNK = struct.Struct(">IHHQI")
 _EXTENDED_CHUNK = struct.Struct(">IHHQQQ")
 STRUCTURED_DATA = struct.Struct(">IHHQIQ")
 """magic, chunk flags, type, cookie, length of what follows, offset of the data"""
-_EXTENDED_CHUNK_AND_OFFSET = struct.Struct(">IHHQQQQ")
+EXTENDED_DATA = struct.Struct(">IHHQQQQ")
+"""magic, chunk flags, type, cookie, offset of the request, length of what follows, offset of the data"""
 _HOLE = struct.Struct(">QI")
 _ERROR = struct.Struct(">IH")
 _U32 = struct.Struct(">I")
@@ -75,7 +77,7 @@ class ChunkedReplies:
         """What comes before `length` bytes of data at `offset`."""
         flags = CHUNK_FLAG_DONE if done else 0
         if self.extended:
-            return _EXTENDED_CHUNK_AND_OFFSET.pack(
+            return EXTENDED_DATA.pack(
                 EXTENDED_REPLY_MAGIC, flags, CHUNK_OFFSET_DATA, cookie, request_offset, length + 8, offset
             )
         return STRUCTURED_DATA.pack(STRUCTURED_REPLY_MAGIC, flags, CHUNK_OFFSET_DATA, cookie, length + 8, offset)

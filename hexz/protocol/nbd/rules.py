@@ -41,8 +41,13 @@ class Refusal(NamedTuple):
 _FLAGS = {CMD_READ: CMD_FLAG_DF, CMD_BLOCK_STATUS: CMD_FLAG_REQ_ONE, CMD_CACHE: 0}
 
 
-def refusal(request: Request, size: int, chunked: bool, extended: bool, has_contexts: bool) -> Refusal | None:
+def refusal(
+    request: Request, size: int, chunked: bool, extended: bool, has_contexts: bool, unfragmented: int
+) -> Refusal | None:
     """Why `request` cannot be done on an export of `size` bytes, or None.
+
+    `chunked` says that structured or extended replies were negotiated; a read that must
+    be one chunk has at most `unfragmented` bytes, of which proto.md wants at least 65536.
 
     Spec: proto.md, "Request types" and "Error values".
     """
@@ -64,5 +69,7 @@ def refusal(request: Request, size: int, chunked: bool, extended: bool, has_cont
     if request.offset + request.length > size:
         return Refusal(NBD_EINVAL, f"{request.offset}+{request.length} is past the end at {size}")
     if command == CMD_READ and request.length > MAX_READ:
-        return Refusal(NBD_EOVERFLOW, f"a read has at most {MAX_READ} bytes")
+        return Refusal(NBD_EINVAL, f"a read has at most {MAX_READ} bytes")
+    if command == CMD_READ and flags & CMD_FLAG_DF and request.length > unfragmented:
+        return Refusal(NBD_EOVERFLOW, f"one chunk has at most {unfragmented} bytes")
     return None

@@ -1,0 +1,214 @@
+"""Replies on their way to one client: put together while they come, sent with one call.
+
+A reply with data is kept as its request; the views of cached data that one send
+takes live only as long as that send.  When the peer is slow, what is not sent yet
+is put together again from the cache, piece by piece, each time there is room: a
+connection that waits pins no data.
+"""
+
+from __future__ import annotations
+
+import logging
+import select
+import socket
+import ssl
+from collections.abc import Iterable
+from typing import NamedTuple, Union
+
+from hexz.errors import HexzError
+from hexz.protocol.nbd import constants as c
+from hexz.protocol.nbd.replies import SIMPLE_REPLY, Buffer, ChunkedReplies, simple_error
+from hexz.snapshot import ZEROS, Stream
+
+__all__ = ["MAX_BUFFERS", "Export", "Outbox"]
+
+log = logging.getLogger("hexz.nbd")
+
+MAX_BUFFERS = 960
+"""Buffers of one send, but for the last reply's; the kernel takes 1024 (IOV_MAX)."""
+MAX_VIEWS = 60
+"""Buffers that one reply adds to a send; one of more goes out by itself."""
+MAX_BATCH = 1 << 20
+"""Bytes of replies put together before they are sent; a longer read goes out in pieces of this size."""
+MAX_SECURE_BATCH = 64 << 10
+"""The same under TLS, where a send is a copy."""
+
+Read = tuple[int, int, int, bool]
+"""A read to answer: cookie, offset, length, and whether it must be one chunk."""
+Reply = Union[bytes, Read]
+ZERO_BYTES = ZEROS.obj
+
+
+class Export(NamedTuple):
+    """A stream and the size it has for the client: at least its own, the rest is zeros."""
+
+    stream: Stream
+    size: int
+
+
+class Outbox:
+    """What one connection has to send; used by the connection's thread alone."""
+
+    def __init__(self, sock: socket.socket, peer: str, stream: Stream, chunks: ChunkedReplies | None) -> None:
+        """`chunks` builds structured or extended replies; None means simple ones."""
+        self._sock = sock
+        self._peer = peer
+        self._stream = stream
+        self._chunks = chunks
+        self._secure = isinstance(sock, ssl.SSLSocket)
+        self.most = MAX_SECURE_BATCH if self._secure else MAX_BATCH
+        # The transmission loop adds cached reads to these three by itself; the lists stay the same objects.
+        self.buffers: list[Buffer] = []
+        self.replies: list[Reply] = []
+        self.pending = 0  # bytes in `buffers`
+
+    def put_bytes(self, reply: bytes) -> None:
+        """Queue a reply without data of the stream."""
+        if self.pending + len(reply) > self.most or len(self.buffers) >= MAX_BUFFERS:
+            self.flush()
+        self.buffers.append(reply)
+        self.replies.append(reply)
+        self.pending += len(reply)
+
+    def put_error(self, cookie: int, offset: int, error: int, message: str) -> None:
+        """Queue the refusal of the request with this cookie and offset."""
+        log.debug("%s: refused: %s", self._peer, message)
+        if self._chunks is None:
+            self.put_bytes(simple_error(error, cookie))
+        else:
+            self.put_bytes(self._chunks.error(error, message, cookie, offset))
+
+    def put_trouble(self, cookie: int, offset: int, error: HexzError | OSError) -> None:
+        """Queue the news that the request failed for want of good data."""
+        log.warning("%s: %s", self._peer, error)
+        self.put_error(cookie, offset, error.nbd_errno if isinstance(error, HexzError) else c.NBD_EIO, str(error))
+
+    def put_read(self, read: Read) -> None:
+        """Queue the reply to a read, decompressing here what is missing; a long one is sent at once."""
+        cookie, offset, length, _ = read
+        if length > self.most or self.pending + length > self.most or len(self.buffers) >= MAX_BUFFERS:
+            self.flush()
+        try:
+            first = self._piece(read, offset, min(length, self.most))
+        except (HexzError, OSError) as error:
+            self.put_trouble(cookie, offset, error)
+            return
+        if length > self.most or len(first) > MAX_VIEWS:
+            del first
+            self.flush()
+            self._send_read(read, 0)
+            return
+        self.buffers += first
+        self.replies.append(read)
+        self.pending += sum(map(len, first))
+
+    def flush(self) -> None:
+        """Send what was put together."""
+        if not self.replies:
+            return
+        pending, self.pending = self.pending, 0
+        if self._secure:
+            joined = b"".join(self.buffers)
+            self.buffers.clear()
+            self.replies.clear()
+            self._sock.sendall(joined)
+            return
+        try:
+            sent = self._sock.sendmsg(self.buffers, (), socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            sent = 0
+        self.buffers.clear()
+        if sent == pending:
+            self.replies.clear()
+            return
+        replies = self.replies[:]
+        self.replies.clear()
+        self._send_slowly(replies, sent)
+
+    def _send_slowly(self, replies: Iterable[Reply], skip: int) -> None:
+        """Send replies one by one, but for their first `skip` bytes, which are out."""
+        for reply in replies:
+            if not isinstance(reply, bytes):
+                skip = self._send_read(reply, skip)
+            elif skip < len(reply):
+                self._sock.sendall(reply[skip:])
+                skip = 0
+            else:
+                skip -= len(reply)
+
+    def _send_read(self, read: Read, skip: int) -> int:
+        """Send a read's reply but for its first `skip` bytes; how many bytes of the next replies are out.
+
+        Raises: ConnectionAbortedError when data is lost in the middle of a reply that cannot say so.
+        """
+        cookie, offset, length, _ = read
+        for at in range(offset, offset + length, self.most):
+            try:
+                skip = self._send_piece(read, at, min(self.most, offset + length - at), skip)
+            except HexzError as error:
+                log.warning("%s: %s", self._peer, error)
+                if self._chunks is not None:
+                    self._sock.sendall(self._chunks.error(error.nbd_errno, str(error), cookie, offset, at))
+                elif at == offset:
+                    self._sock.sendall(simple_error(error.nbd_errno, cookie))
+                else:
+                    # "The server MUST immediately initiate a hard disconnect" (proto.md, "NBD_CMD_READ").
+                    raise ConnectionAbortedError("hanging up in the middle of a reply") from error
+                return 0
+        return skip
+
+    def _send_piece(self, read: Read, at: int, size: int, skip: int) -> int:
+        """Send a piece but for its first `skip` bytes.  Raises: HexzError only while none of it is out."""
+        while True:
+            try:
+                buffers = self._piece(read, at, size)
+            except HexzError as error:
+                if skip:
+                    raise ConnectionAbortedError(f"hanging up in the middle of a reply: {error}") from error
+                raise
+            total = sum(map(len, buffers))
+            if skip >= total:
+                return skip - total
+            if self._secure:
+                joined = b"".join(buffers)
+                del buffers
+                self._sock.sendall(joined)
+                return 0
+            _drop(buffers, skip)
+            try:
+                skip += self._sock.sendmsg(buffers[:MAX_BUFFERS], (), socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                pass
+            if skip == total:
+                return 0
+            del buffers
+            _await_room(self._sock)
+
+    def _piece(self, read: Read, at: int, size: int) -> list[Buffer]:
+        """The buffers of one piece of a read's reply; always the same for the same piece.
+
+        Raises: HexzError, OSError.
+        """
+        cookie, offset, length, whole = read
+        inside = max(min(size, self._stream.size - at), 0)
+        views = self._stream.read(at, inside) if inside else []
+        if inside < size:
+            views.append(ZEROS[: size - inside])
+        if self._chunks is None:
+            return [SIMPLE_REPLY.pack(c.SIMPLE_REPLY_MAGIC, 0, cookie), *views] if at == offset else [*views]
+        if whole:
+            return [self._chunks.data_head(cookie, offset, offset, length, True), *views]
+        return self._chunks.data_and_holes(cookie, offset, at, views, at + size == offset + length, ZERO_BYTES)
+
+
+def _drop(buffers: list[Buffer], skip: int) -> None:
+    """Take the first `skip` bytes off `buffers`, which have more."""
+    while skip >= len(buffers[0]):
+        skip -= len(buffers.pop(0))
+    buffers[0] = memoryview(buffers[0])[skip:]
+
+
+def _await_room(sock: socket.socket) -> None:
+    poll = select.poll()
+    poll.register(sock, select.POLLOUT)
+    poll.poll()

@@ -1,0 +1,282 @@
+"""The NBD server against nbdkit and qemu-nbd: the same image, the same clients, one run.
+
+Every figure is the median over the rounds, and within a round all servers take
+their turn, so that what else the machine does falls on all of them.  Cold means
+that the server was just started; the kernel has the files in memory for everybody.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import re
+import resource
+import shutil
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from hexz.tools.pack import pack
+
+ROOT = Path(__file__).resolve().parents[2]
+IMAGE_BYTES = 256 << 20
+BLOCK_BYTES = 64 << 10
+IDLE_CONNECTIONS = 1000
+START_S = 10.0
+RAW_PEERS = ("nbdkit raw", "qemu-nbd raw")
+
+
+class Row(NamedTuple):
+    """One line of the table: figures by server, the ratio to the best of `against`, and the ratio to reach."""
+
+    work: str
+    unit: str
+    figures: dict[str, float]
+    ratio: float
+    goal: float
+    against: str
+
+
+class Files(NamedTuple):
+    """The same image in every form."""
+
+    raw: Path
+    lz4: Path
+    zstd: Path
+    qcow2: Path
+
+
+def make_files(folder: Path) -> Files:
+    """An image half noise and half words, with no zeros: every read costs the same."""
+    files = Files(*(folder / name for name in ("image.raw", "lz4.hxz", "zstd.hxz", "image.qcow2")))
+    source = random.Random(5)
+    words = [bytes(source.choices(b"abcdefghijklmnopqrstuvwxyz", k=source.randint(2, 9))) + b" " for _ in range(2000)]
+    with files.raw.open("wb") as out:
+        for _ in range(IMAGE_BYTES // BLOCK_BYTES):
+            if source.random() < 0.5:
+                out.write(source.randbytes(BLOCK_BYTES))
+            else:
+                out.write(b"".join(source.choices(words, k=14000))[:BLOCK_BYTES].ljust(BLOCK_BYTES, b"."))
+    for path, compression in ((files.lz4, "lz4"), (files.zstd, "zstd")):
+        pack(str(files.raw), str(path), compression=compression, block_size=BLOCK_BYTES)
+    _quietly(
+        "qemu-img", "convert", "-c", "-f", "raw", "-O", "qcow2", "-o", "compression_type=zstd", files.raw, files.qcow2
+    )
+    return files
+
+
+def _quietly(*command: object) -> str:
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{command[0]}: {done.stderr.strip() or done.stdout.strip()}")
+    return done.stdout
+
+
+class Running(NamedTuple):
+    """A server that answers: its process and its URI."""
+
+    process: subprocess.Popen[bytes]
+    uri: str
+    port: int
+
+
+@contextmanager
+def _serving(command: Callable[[int], list[object]]) -> Iterator[Running]:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port: int = free.getsockname()[1]
+    process = subprocess.Popen([str(part) for part in command(port)], stdout=subprocess.DEVNULL)
+    try:
+        _await(port, process)
+        yield Running(process, f"nbd://127.0.0.1:{port}", port)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait()
+
+
+def _await(port: int, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + START_S
+    while True:
+        try:
+            with socket.create_connection(("127.0.0.1", port)) as sock:
+                sock.recv(18)
+            return
+        except OSError:
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError("a server did not start") from None
+            time.sleep(0.02)
+
+
+def _hexz(path: Path, cache: str = "1G") -> Callable[[int], list[object]]:
+    return lambda port: [
+        sys.executable, ROOT / "hexz_serve.py", path, "--nbd-port", port, "--cache-size", cache, "--log-level", "error",
+    ]  # fmt: skip
+
+
+def _nbdkit(path: Path) -> Callable[[int], list[object]]:
+    return lambda port: ["nbdkit", "-f", "-r", "-i", "127.0.0.1", "-p", port, "file", path]
+
+
+def _qemu(path: Path, form: str) -> Callable[[int], list[object]]:
+    return lambda port: ["qemu-nbd", "-r", "-t", "-e", "1024", "-b", "127.0.0.1", "-p", port, "-f", form, path]
+
+
+def _fio(server: Running, jobs: int, depth: int, *options: str) -> dict[str, float]:
+    """Reads per second and bytes per second of one fio run."""
+    report = _quietly(
+        "fio", "--name=n", "--ioengine=nbd", f"--uri={server.uri}", "--rw=randread", "--bs=4k", f"--numjobs={jobs}",
+        f"--iodepth={depth}", "--thread", "--group_reporting", f"--size={IMAGE_BYTES}", "--randrepeat=0",
+        "--output-format=json", *options,
+    )  # fmt: skip
+    read = json.loads(report[report.index("{") :])["jobs"][0]["read"]
+    return {"iops": read["iops"], "bytes": read["bw_bytes"]}
+
+
+def _warm(server: Running) -> None:
+    _quietly("nbdcopy", "--no-extents", server.uri, "null:")
+
+
+def _median(samples: dict[str, list[float]]) -> dict[str, float]:
+    return {name: statistics.median(values) for name, values in samples.items()}
+
+
+CACHED = [
+    ("4 KiB random, 1 x 1", 1, 1, "4k", 1.0),
+    ("4 KiB random, 1 x 16", 1, 16, "4k", 1.3),
+    ("4 KiB random, 1 x 64", 1, 64, "4k", 1.3),
+    ("4 KiB random, 4 x 1", 4, 1, "4k", 1.0),
+    ("4 KiB random, 4 x 16", 4, 16, "4k", 1.5),
+    ("256 KiB sequential, 1 x 8", 1, 8, "256k", 1.0),
+]
+
+
+def cached_rows(files: Files, seconds: float, rounds: int, only: str = "") -> list[Row]:
+    """Reads of what is in memory: ours decompressed in its cache, theirs in the page cache."""
+    servers = {
+        "hexz lz4": _hexz(files.lz4),
+        "nbdkit raw": _nbdkit(files.raw),
+        "qemu-nbd raw": _qemu(files.raw, "raw"),
+    }
+    works = [work for work in CACHED if only in work[0]]
+    samples: dict[str, dict[str, list[float]]] = {work[0]: {name: [] for name in servers} for work in works}
+    with ExitStack() as stack:
+        running = {name: stack.enter_context(_serving(command)) for name, command in servers.items()}
+        for server in running.values():
+            _warm(server)
+        for _ in range(rounds):
+            for name, jobs, depth, size, _goal in works:
+                for which, server in running.items():
+                    sequential = ["--rw=read"] if "sequential" in name else []
+                    figures = _fio(
+                        server, jobs, depth, f"--bs={size}", "--time_based", f"--runtime={seconds}", *sequential
+                    )
+                    samples[name][which].append(figures["bytes"] / 1e6 if sequential else figures["iops"])
+    rows = []
+    for name, _, _, _, goal in works:
+        figures = _median(samples[name])
+        best = max(figures[peer] for peer in RAW_PEERS)
+        unit = "MB/s" if "sequential" in name else "reads/s"
+        rows.append(Row(f"cached {name}", unit, figures, figures["hexz lz4"] / best, goal, "the better C server"))
+    return rows
+
+
+def cold_rows(files: Files, rounds: int) -> list[Row]:
+    """Whole copies and random reads from servers just started."""
+    servers = {
+        "hexz lz4": _hexz(files.lz4),
+        "hexz zstd": _hexz(files.zstd),
+        "qemu-nbd zstd": _qemu(files.qcow2, "qcow2"),
+    }
+    copies: dict[str, list[float]] = {name: [] for name in servers}
+    reads: dict[str, list[float]] = {name: [] for name in servers}
+    for _ in range(rounds):
+        for name, command in servers.items():
+            with _serving(command) as server:
+                began = time.perf_counter()
+                _quietly("nbdcopy", server.uri, "null:")
+                copies[name].append(IMAGE_BYTES / 1e6 / (time.perf_counter() - began))
+            with _serving(command) as server:
+                once = [f"--blockalign={BLOCK_BYTES}", f"--number_ios={IMAGE_BYTES // BLOCK_BYTES}"]
+                reads[name].append(_fio(server, 1, 16, *once)["iops"])
+    rows = []
+    for work, unit, samples, goals in (
+        ("nbdcopy", "MB/s", copies, (3.0, 2.0)),
+        ("4 KiB random, 1 x 16", "reads/s", reads, (2.0, 1.2)),
+    ):
+        figures = _median(samples)
+        peer = figures["qemu-nbd zstd"]
+        for ours, goal in zip(("hexz lz4", "hexz zstd"), goals):
+            chosen = {name: value for name, value in figures.items() if name in (ours, "qemu-nbd zstd")}
+            rows.append(Row(f"cold {work}", unit, chosen, figures[ours] / peer, goal, "qemu-nbd, zstd qcow2"))
+    return rows
+
+
+def _resident(pid: int) -> int:
+    found = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    assert found is not None
+    return int(found[1]) << 10
+
+
+def idle_row(files: Files) -> Row:
+    """Memory of connections that agreed on an export, read once, and wait."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(max(soft, IDLE_CONNECTIONS + 200), hard), hard))
+    with _serving(_hexz(files.lz4)) as server, ExitStack() as stack:
+        _warm(server)
+        before = _resident(server.process.pid)
+        for _ in range(IDLE_CONNECTIONS):
+            sock = stack.enter_context(socket.create_connection(("127.0.0.1", server.port)))
+            sock.sendall(b"\0\0\0\3" + b"IHAVEOPT\0\0\0\1\0\0\0\0")
+            sock.sendall(b"\x25\x60\x95\x13" + bytes(20) + b"\0\0\x10\0")
+            left = 18 + 10 + 16 + 4096
+            while left:
+                left -= len(sock.recv(left))
+        each = (_resident(server.process.pid) - before) / IDLE_CONNECTIONS / 1024
+    return Row("1000 idle connections", "KiB each", {"hexz lz4": each}, each / 100, 1.0, "at most 100 KiB")
+
+
+def table(rows: list[Row]) -> str:
+    """The rows as lines of text."""
+    lines = []
+    for row in rows:
+        figures = "  ".join(f"{name} {value:,.0f}" for name, value in row.figures.items())
+        reached = row.ratio <= row.goal if row.unit == "KiB each" else row.ratio >= row.goal
+        mark = "reached" if reached else "MISSED"
+        lines.append(f"{row.work:34} {figures} {row.unit}: {row.ratio:.2f} of {row.against} (goal {row.goal}) {mark}")
+    return "\n".join(lines)
+
+
+def measure(seconds: float = 2.0, rounds: int = 3) -> list[Row]:
+    """All rows."""
+    for program in ("nbdkit", "qemu-nbd", "qemu-img", "fio", "nbdcopy"):
+        if shutil.which(program) is None:
+            raise RuntimeError(f"{program} is missing: see tests/debian-packages.txt")
+    with tempfile.TemporaryDirectory() as folder:
+        files = make_files(Path(folder))
+        return [*cached_rows(files, seconds, rounds), *cold_rows(files, rounds), idle_row(files)]
+
+
+def main() -> None:
+    """Measure, print the table, write the figures."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=2.0, help="of each cached measurement")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", type=Path, help="write the rows there")
+    options = parser.parse_args()
+    rows = measure(options.seconds, options.rounds)
+    print(table(rows))
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps([row._asdict() for row in rows], indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
