@@ -8,6 +8,7 @@ connection that waits pins no data.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import select
 import socket
@@ -175,10 +176,8 @@ class Outbox:
                 self._sock.sendall(joined)
                 return 0
             _drop(buffers, skip)
-            try:
+            with contextlib.suppress(BlockingIOError):  # then no byte is out
                 skip += self._sock.sendmsg(buffers[:MAX_BUFFERS], (), socket.MSG_DONTWAIT)
-            except BlockingIOError:
-                pass
             if skip == total:
                 return 0
             del buffers
