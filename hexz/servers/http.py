@@ -10,6 +10,8 @@ from hexz.access import AccessLog, Gate
 from hexz.protocol.http.cors import Cors
 from hexz.servers.base import Connection
 from hexz.servers.http_connection import Application, HttpConnection
+from hexz.servers.http_crowd import Crowd
+from hexz.servers.http_receiving import IDLE_S
 from hexz.servers.tls import TlsContext
 
 __all__ = ["HttpService"]
@@ -42,6 +44,7 @@ class HttpService:
         self._access_log = access_log
         self._tls = tls
         self._cors = Cors(cors) if cors is not None else None
+        self._crowd = Crowd(IDLE_S)
 
     def serve(self, connection: Connection) -> None:
         """Requests until the client leaves."""
@@ -53,7 +56,7 @@ class HttpService:
             except (ssl.SSLError, socket.timeout, TimeoutError) as error:
                 log.info("%s: TLS: %s", connection.peer, error)
                 return
-        HttpConnection(connection, self._application, self._gate, self._access_log, self._cors).run()
+        HttpConnection(connection, self._application, self._gate, self._access_log, self._cors, self._crowd).run()
 
     def refuse(self, connection: Connection) -> None:
         """503, unless TLS would have to come first."""

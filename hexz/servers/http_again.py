@@ -18,8 +18,6 @@ from hexz.protocol.http.responses import Repeat
 
 __all__ = ["Again"]
 
-LARGEST = 1 << 20
-"""Longest range answered here, bytes; longer ones go out in pieces."""
 MAX_VIEWS = 1000
 """Most pieces of data in one send, head apart; the kernel takes 1024 (IOV_MAX)."""
 _RANGE = re.compile(rb"(?i)\r\nrange:[ \t]*bytes=([0-9]{1,18}-[0-9]{1,18})[ \t]*(?=\r\n|\Z)")
@@ -28,34 +26,47 @@ _RANGE = re.compile(rb"(?i)\r\nrange:[ \t]*bytes=([0-9]{1,18}-[0-9]{1,18})[ \t]*
 class Again:
     """A request that was answered with a range of a stream, ready to be answered with another."""
 
-    __slots__ = ("_after", "_before", "_extra", "_least", "_read_cached", "_repeat", "_second", "_template", "source")
+    __slots__ = (
+        "_after", "_before", "_extra", "_least", "_read_cached", "_repeat", "_second", "_template", "_valid", "source"
+    )  # fmt: skip
 
-    def __init__(self, before: bytes, after: bytes, repeat: Repeat, extra: tuple[tuple[str, str], ...]) -> None:
+    def __init__(
+        self,
+        before: bytes,
+        after: bytes,
+        repeat: Repeat,
+        extra: tuple[tuple[str, str], ...],
+        admitted: Callable[[], bool],
+    ) -> None:
         self._before = before
         self._after = after
         self._least = len(before) + len(after)
         self._repeat = repeat
         self._extra = extra
+        self._valid: Callable[[], bool] = lambda: admitted() and repeat.valid()
         self._second = -1
         self._template = b""
         self._read_cached: Callable[[int, int], list[memoryview] | None] = repeat.source.read_cached
         self.source = repeat.source
 
     @classmethod
-    def of(cls, raw: bytes, repeat: Repeat, extra: tuple[tuple[str, str], ...]) -> Again | None:
+    def of(
+        cls, raw: bytes, repeat: Repeat, extra: tuple[tuple[str, str], ...], admitted: Callable[[], bool]
+    ) -> Again | None:
         """From the head of a request that was answered with 206; None when its range has not two ends.
 
-        `extra` are headers for every response.  The head was parsed, so it has one Range header at most.
+        `extra` are headers for every response, `admitted` says whether the client would be let in again.
+        The head was parsed, so it has one Range header at most.
         """
         found = _RANGE.search(raw)
         if found is None:
             return None
-        return cls(raw[: found.start(1)], raw[found.end(1) :], repeat, extra)
+        return cls(raw[: found.start(1)], raw[found.end(1) :], repeat, extra, admitted)
 
-    def answer(self, raw: bytes) -> tuple[bytes, list[memoryview], int] | None:
+    def answer(self, raw: bytes, largest: int) -> tuple[bytes, list[memoryview], int] | None:
         """The response's head, its data and its position, or None when this head needs more than the fast path.
 
-        It is the right answer only while `valid`.
+        So does one that asks for more than `largest` bytes.
         """
         before, after = self._before, self._after
         if not (raw.startswith(before) and raw.endswith(after)):
@@ -68,7 +79,7 @@ class Again:
         start = int(first)
         stop = min(int(last) + 1, self._repeat.size)
         length = stop - start
-        if not 0 < length <= LARGEST:
+        if not 0 < length <= largest or not self._valid():
             return None
         views = self._read_cached(start, length)
         if views is None or len(views) > MAX_VIEWS:
@@ -77,10 +88,6 @@ class Again:
         if now != self._second:
             self._format(now)
         return self._template % (start, stop - 1, length), views, start
-
-    def valid(self) -> bool:
-        """Whether the URL still means the same bytes."""
-        return self._repeat.valid()
 
     def _format(self, now: int) -> None:
         headers = "".join(f"{name}: {value}\r\n" for name, value in (*self._repeat.headers, *self._extra))

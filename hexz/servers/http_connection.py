@@ -32,6 +32,8 @@ from hexz.protocol.http.head import Framing, RequestError, RequestHead, framing_
 from hexz.protocol.http.responses import Piece, Response, error_response, pack_head
 from hexz.servers.base import Connection
 from hexz.servers.http_again import Again
+from hexz.servers.http_crowd import LARGEST as LARGEST_OF_CROWD
+from hexz.servers.http_crowd import Crowd, Member
 from hexz.servers.http_receiving import Body, Receiver
 from hexz.servers.sending import Sender
 
@@ -42,6 +44,10 @@ log = logging.getLogger("hexz.http")
 LINGER_S = 1.0
 """How long a peer may go on sending after the last response, before the connection is closed under it."""
 RECEIVE = 16 << 10
+LARGEST_AGAIN = 1 << 20
+"""Longest range that the fast path answers, bytes; longer ones go out in pieces."""
+STREAK = 8
+"""A connection that the fast path answered so many times in a row joins the crowd."""
 
 
 class Request(NamedTuple):
@@ -84,8 +90,12 @@ class HttpConnection:
         policy: Policy,
         access_log: AccessLog | None = None,
         cors: Cors | None = None,
+        crowd: Crowd | None = None,
     ) -> None:
-        """Without an `access_log` nothing is written down; without `cors` pages of other sites cannot read."""
+        """Without an `access_log` nothing is written down; without `cors` pages of other sites cannot read.
+
+        `crowd` takes connections that read cached ranges.
+        """
         self._connection = connection
         self._sock = connection.sock
         self._secure = isinstance(connection.sock, ssl.SSLSocket)
@@ -96,8 +106,9 @@ class HttpConnection:
         self._extra = cors.headers if cors is not None else ()
         self._sender = Sender(connection.sock)
         self._receiver = Receiver(connection.sock)
+        self._crowd = crowd
         self._again: Again | None = None
-        self._standing: object | None = None
+        self._streak = 0  # small answers of the fast path in a row
 
     def run(self) -> None:
         """Serve until the peer or the drain ends the connection."""
@@ -114,7 +125,8 @@ class HttpConnection:
         if raw is None:
             return False
         if self._again is not None and self._answer_again(self._again, raw):
-            return True
+            return self._streak < STREAK or self._join_crowd(self._again)
+        self._streak = 0
         began = time.monotonic()
         head = parse_head(raw)
         framing = framing_of(head)
@@ -156,28 +168,41 @@ class HttpConnection:
         """Be ready for another range of the same, if nothing about this request is out of the ordinary."""
         plain = head.minor and not self._secure and not framing.chunked and "expect" not in head.headers
         if plain and self._access_log is None and response.repeat is not None:
-            self._again = Again.of(raw, response.repeat, self._extra)
-            self._standing = standing
+            policy = self._policy
+            self._again = Again.of(raw, response.repeat, self._extra, lambda: policy.standing() is standing)
 
     def _answer_again(self, again: Again, raw: bytes) -> bool:
         """Answer a request that differs from the last one in its range alone; False when it has to be parsed."""
-        answer = again.answer(raw)
-        if answer is None or not again.valid() or self._policy.standing() is not self._standing:
+        answer = again.answer(raw, LARGEST_AGAIN)
+        if answer is None:
             return False
         head, views, start = answer
         length = len(head)
+        for view in views:
+            length += len(view)
         try:
             sent = self._sock.sendmsg((head, *views), (), socket.MSG_DONTWAIT)
         except BlockingIOError:
             sent = 0
-        for view in views:
-            length += len(view)
+        self._streak = self._streak + 1 if length <= LARGEST_OF_CROWD else 0
         if sent != length:
             del views, answer  # a peer that does not read must not keep cache memory alive
             self._sender.total = sent
             done = max(sent - len(head), 0)
             self._sender.resume(head[sent:], (Piece(again.source, start + done, length - len(head) - done),))
         return True
+
+    def _join_crowd(self, again: Again) -> bool:
+        """Stay in the crowd as long as it can serve this connection; False when the peer has gone."""
+        self._streak = 0
+        if self._crowd is None or self._receiver.buffer:
+            return True
+        member = Member(self._sock, again)
+        self._crowd.stay(member)
+        if member.unsent or member.span[1]:
+            self._sender.resume(member.unsent, (Piece(again.source, *member.span),))
+        self._receiver.buffer = member.received
+        return not member.ended
 
     # Asking and answering
 

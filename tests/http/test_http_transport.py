@@ -22,7 +22,7 @@ from hexz.protocol.http.head import MAX_HEAD
 from hexz.protocol.http.responses import Representation, Response, json_response, represent
 from hexz.servers import http_receiving, sending
 from hexz.servers.http_connection import Request
-from tests.http.serving import Client, Serving, request, serving
+from tests.http.serving import Serving, request, serving
 
 GET = request("GET", "/healthz")
 

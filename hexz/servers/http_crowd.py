@@ -1,0 +1,137 @@
+"""One thread for the many connections that read cached ranges.
+
+While several connections ask for cached ranges at once, their threads would mostly hand
+the interpreter to each other.  So a connection on such a streak joins the crowd: its own
+thread sleeps, and the crowd's thread receives, answers from the cache and sends for all
+members, waiting for none of them.  Whatever takes more than that (another request, a
+block that is not cached, a socket that is full, the end) sends the member home: its own
+thread goes on where the crowd stopped.
+"""
+
+from __future__ import annotations
+
+import logging
+import select
+import socket
+import threading
+import time
+
+from hexz.servers.http_again import Again
+
+__all__ = ["Crowd", "Member"]
+
+log = logging.getLogger("hexz.http")
+
+LARGEST = 128 << 10
+"""Longest answer that the crowd sends, bytes: longer ones would keep the others waiting."""
+RECEIVE = 16 << 10
+SWEEP_S = 5.0
+"""How often members that have been idle for too long are looked for."""
+_END = b"\r\n\r\n"
+
+
+class Member:
+    """A connection's stay in the crowd, and how it went.
+
+    Afterwards `received` is what came and was not answered, `unsent` what is left of the head
+    of an answer and `span` (offset, length) of its data; `ended` says that there is no more to do.
+    """
+
+    __slots__ = ("again", "ended", "gate", "received", "seen", "sock", "span", "unsent")
+
+    def __init__(self, sock: socket.socket, again: Again) -> None:
+        self.sock = sock
+        self.again = again
+        self.received = b""
+        self.unsent = b""
+        self.span = (0, 0)
+        self.ended = False
+        self.seen = time.monotonic()
+        self.gate = threading.Lock()
+        self.gate.acquire()
+
+    def serve(self) -> bool:
+        """Answer the request that has come; False when the member has to go home."""
+        try:
+            data = self.sock.recv(RECEIVE, socket.MSG_DONTWAIT)
+            if data.find(_END) != len(data) - 4:
+                self.received = data
+                self.ended = not data
+                return False
+            answer = self.again.answer(data[:-4], LARGEST)
+            if answer is None:
+                self.received = data
+                return False
+            return self._send(*answer)
+        except BlockingIOError:
+            return True
+        except OSError:
+            self.ended = True
+            return False
+
+    def _send(self, head: bytes, views: list[memoryview], start: int) -> bool:
+        length = len(head)
+        for view in views:
+            length += len(view)
+        try:
+            sent = self.sock.sendmsg((head, *views), (), socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            sent = 0
+        if sent == length:
+            return True
+        done = max(sent - len(head), 0)
+        self.unsent = head[sent:]
+        self.span = (start + done, length - len(head) - done)
+        return False
+
+
+class Crowd:
+    """The members, and the thread that serves them from the first one's arrival on."""
+
+    def __init__(self, idle_s: float) -> None:
+        """A member that asks for nothing for about `idle_s` seconds has ended."""
+        self._idle_s = idle_s
+        self._members: dict[int, Member] = {}  # by descriptor; taken out by the crowd's thread only
+        self._lock = threading.Lock()
+        self._epoll: select.epoll | None = None  # made under _lock, not before there is need: descriptors are scarce
+
+    def stay(self, member: Member) -> None:
+        """Let the crowd serve `member`; returns when it has gone home."""
+        with self._lock:
+            if self._epoll is None:
+                self._epoll = select.epoll()
+                threading.Thread(target=self._run, args=(self._epoll,), name="http crowd", daemon=True).start()
+        fd = member.sock.fileno()
+        self._members[fd] = member
+        self._epoll.register(fd, select.EPOLLIN)
+        member.gate.acquire()
+
+    def _run(self, epoll: select.epoll) -> None:
+        swept = time.monotonic()
+        while True:
+            ready = epoll.poll(SWEEP_S)
+            now = time.monotonic()
+            for fd, _ in ready:
+                member = self._members[fd]
+                member.seen = now
+                try:
+                    stays = member.serve()
+                except Exception:
+                    log.exception("unexpected trouble in the crowd")
+                    member.ended = True
+                    stays = False
+                if not stays:
+                    self._send_home(epoll, fd)
+            if now - swept >= SWEEP_S:
+                swept = now
+                self._sweep(epoll, now - self._idle_s)
+
+    def _sweep(self, epoll: select.epoll, since: float) -> None:
+        for fd, member in list(self._members.items()):
+            if member.seen < since:
+                member.ended = True
+                self._send_home(epoll, fd)
+
+    def _send_home(self, epoll: select.epoll, fd: int) -> None:
+        epoll.unregister(fd)
+        self._members.pop(fd).gate.release()
