@@ -190,6 +190,8 @@ class Registry:
         key, path, data = found
         with self._lock:
             entry = self._entries.get(image_id)
+        if entry is not None and entry.image is not None and entry.image.idle_too_long():
+            entry = self._expire(image_id, entry)
         if entry is None or entry.key != key:
             entry = self._register(image_id, key, path, data)
         if entry.image is None:
@@ -274,6 +276,18 @@ class Registry:
             raise ConfigError(f"file {path!r} is in none of the allowed directories (--images-allow)")
         return real
 
+    def _expire(self, image_id: str, entry: _Entry) -> _Entry:
+        """Take an image out of service; its registration counts again once it was changed."""
+        expired = entry._replace(image=None)
+        with self._lock:
+            if self._entries.get(image_id) is not entry:
+                return self._entries.get(image_id, expired)
+            self._entries[image_id] = expired
+        log.info("image %s: out of service: idle for too long", image_id)
+        if entry.image is not None:
+            entry.image.backend.close()
+        return expired
+
     def _sweep_on(self) -> None:
         while not self._closing.wait(SWEEP_S):
             self.sweep()
@@ -284,13 +298,7 @@ class Registry:
             entries = list(self._entries.items())
         for image_id, entry in entries:
             if entry.image is not None and entry.image.idle_too_long():
-                log.info(
-                    "image %s: idle for %d s: out of service", image_id, entry.image.registration.idle_timeout_seconds
-                )
-                with self._lock:
-                    if self._entries.get(image_id) is entry:
-                        self._entries[image_id] = entry._replace(image=None)
-                entry.image.backend.close()
+                self._expire(image_id, entry)
             elif self._directory is not None and not any(
                 os.path.lexists(os.path.join(self._directory, name)) for name in (image_id, f"{image_id}.json")
             ):

@@ -67,7 +67,14 @@ def _parser() -> argparse.ArgumentParser:
     extract.add_argument("out", metavar="OUT")
     extract.add_argument("--stream", choices=("disk", "memory"))
 
-    for reading in (pack, info, verify, cat, extract):
+    commit = commands.add_parser("commit", help="an overlay of the images API into a thin snapshot")
+    commit.add_argument("overlay", metavar="OVERLAY", help="the overlay's file; no server may have it open")
+    commit.add_argument("out", metavar="OUT", help="the snapshot to write")
+    commit.add_argument("--parent", metavar="FILE", help="the snapshot below, if it has moved")
+    commit.add_argument("--compression", choices=("lz4", "zstd"), default="lz4", help="default lz4")
+    commit.add_argument("--level", type=int, metavar="N", help="lz4: 0 fast, 1-12 high; zstd: 1-22")
+
+    for reading in (pack, info, verify, cat, extract, commit):
         reading.add_argument("--password-file", metavar="FILE", help="password of an encrypted snapshot")
         reading.add_argument("--parent-dir", action="append", default=[], metavar="DIR", help="where parents may be")
     return parser
@@ -107,6 +114,8 @@ def _run(options: argparse.Namespace) -> int:
     parent_dirs = tuple(options.parent_dir)
     if options.command == "pack":
         _pack(options, password, parent_dirs)
+    elif options.command == "commit":
+        _commit(options, password, parent_dirs)
     elif options.command == "info":
         from hexz.tools.info import info
 
@@ -141,6 +150,20 @@ def _pack(options: argparse.Namespace, password: bytes | None, parent_dirs: tupl
     if packed.parent_path is not None and os.path.isabs(packed.parent_path):
         folder = os.path.dirname(packed.parent_path)
         print(f"{options.out}: its parent is in another folder: open it with --parent-dir {folder}")
+
+
+def _commit(options: argparse.Namespace, password: bytes | None, parent_dirs: tuple[str, ...]) -> None:
+    from hexz.tools.commit import commit
+    from hexz.tools.pack import check_level
+
+    check_level(options.compression, options.level)
+    done = commit(
+        options.overlay, options.out, options.parent, options.compression, options.level, password, parent_dirs
+    )
+    print(
+        f"{options.out}: {format_size(done.file_bytes)} over {done.parent}; blocks: "
+        f"{done.data} stored, {done.zero} zero, {done.inherited} in the parent"
+    )
 
 
 def _verify(paths: list[str], password: bytes | None, parent_dirs: tuple[str, ...], public_key: bytes | None) -> int:

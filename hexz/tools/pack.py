@@ -31,7 +31,7 @@ from hexz.tools.image import Image, open_image
 from hexz.tools.output import check_output, whole_file
 from hexz.tools.progress import Progress
 
-__all__ = ["DEFAULT_BLOCK", "Packed", "pack"]
+__all__ = ["DEFAULT_BLOCK", "Packed", "check_level", "pack", "stored_path"]
 
 DEFAULT_BLOCK = 64 << 10
 SMALLEST_BLOCK = 512
@@ -94,7 +94,7 @@ def pack(
     try:
         family = [base, *base.ancestors()] if base else []
         check_output(out, [*sources.values(), *(snapshot.path for snapshot in family)])
-        stored_parent = _stored_path(parent, out) if parent else None
+        stored_parent = stored_path(parent, out) if parent else None
         trained = _train(disk, block_size) if dictionary else None
         with whole_file(out) as file:
             writer = SnapshotWriter(file, codec, block_size, trained, (stored_parent,) if stored_parent else ())
@@ -124,7 +124,11 @@ def _manifest(image: Image) -> bytes:
     return json.dumps({"files": [file], "kind": IMAGE_KIND}, separators=(",", ":")).encode()
 
 
-def _check(compression: str, level: int | None, block_size: int, dictionary: bool) -> Compression:
+def check_level(compression: str, level: int | None) -> Compression:
+    """The codec of this name, which has this level.
+
+    Raises: UsageError.
+    """
     try:
         codec = Compression[compression.upper()]
     except KeyError:
@@ -132,6 +136,11 @@ def _check(compression: str, level: int | None, block_size: int, dictionary: boo
     levels = LEVELS[codec]
     if level is not None and level not in levels:
         raise UsageError(f"level {level} is not possible with {compression}: {levels[0]} to {levels[-1]}")
+    return codec
+
+
+def _check(compression: str, level: int | None, block_size: int, dictionary: bool) -> Compression:
+    codec = check_level(compression, level)
     if not SMALLEST_BLOCK <= block_size <= MAX_BLOCK:
         raise UsageError(f"block size {block_size} is not possible: {SMALLEST_BLOCK} bytes to {MAX_BLOCK >> 20}M")
     if dictionary and codec is not Compression.ZSTD:
@@ -139,7 +148,7 @@ def _check(compression: str, level: int | None, block_size: int, dictionary: boo
     return codec
 
 
-def _stored_path(parent: str, out: str) -> str:
+def stored_path(parent: str, out: str) -> str:
     """The parent's path as the snapshot will name it: relative below the snapshot's folder, else absolute."""
     folder = os.path.dirname(os.path.realpath(out))
     real = os.path.realpath(parent)

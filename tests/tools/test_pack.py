@@ -268,7 +268,7 @@ def test_what_cannot_be_is_refused_and_nothing_is_left(
 def test_a_parents_path_too_long_for_the_header_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "raw").write_bytes(b"1")
     pack(str(tmp_path / "raw"), str(tmp_path / "base.hxz"))
-    monkeypatch.setattr(pack_module, "_stored_path", lambda parent, out: "x" * 4090)
+    monkeypatch.setattr(pack_module, "stored_path", lambda parent, out: "x" * 4090)
     with pytest.raises(UsageError, match="parents' paths"):
         pack(str(tmp_path / "raw"), str(tmp_path / "child.hxz"), parent=str(tmp_path / "base.hxz"))
     assert not (tmp_path / "child.hxz").exists()
