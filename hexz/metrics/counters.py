@@ -1,0 +1,225 @@
+"""Where the daemon counts.
+
+One `Metrics` belongs to a process (``context.metrics``).  The catalog publishes each
+snapshot's name in it and hands the `SnapshotMetrics` out with every lease::
+
+    meter = lease.metrics.meter("nbd", "read", "disk")      # one operation of one protocol
+    meter.add("ok", sent_bytes, seconds, waited_bytes)      # any thread, takes a short lock
+
+A loop that serves thousands of cached reads a second gets a cell of its own, which
+takes no lock, and tells it about a whole batch at once::
+
+    cell = meter.cell()                                     # one thread at a time
+    cell.add_many(lengths, seconds)
+    cell.close()                                            # folds the figures into the meter
+
+    collected = metrics.collect()                           # plain values, hexz.metrics.figures
+
+A cell that is not closed yet is counted all the same.  When a name is withdrawn its
+figures go with it; requests that still run then count into an object nobody asks any more.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Sequence
+
+from hexz.metrics.buckets import LATENCY_BOUNDS, SIZE_BUCKET
+from hexz.metrics.figures import (
+    NO_LATENCIES,
+    NO_SIZES,
+    CacheFigures,
+    Collected,
+    ListenerFigures,
+    OperationFigures,
+    SnapshotFigures,
+)
+from hexz.metrics.recent import Events, Flights
+
+__all__ = ["ABORTED", "FAILED", "OK", "REFUSED", "Cell", "Meter", "Metrics", "SnapshotMetrics"]
+
+OK = "ok"
+REFUSED = "refused"
+"""The client asked for something it cannot have."""
+FAILED = "failed"
+"""The server could not do what it should."""
+ABORTED = "aborted"
+"""The peer left before it had everything."""
+
+
+class Cell:
+    """Requests that went well; only one thread at a time may add."""
+
+    __slots__ = ("_meter", "latencies", "seconds", "size", "sizes")
+
+    def __init__(self, meter: Meter | None = None) -> None:
+        self._meter = meter
+        self.sizes = list(NO_SIZES)
+        self.latencies = list(NO_LATENCIES)
+        self.size = 0
+        self.seconds = 0.0
+
+    def add(self, size: int, seconds: float) -> None:
+        """One request, answered with `size` bytes within `seconds`."""
+        self.sizes[SIZE_BUCKET[size.bit_length()]] += 1
+        self.latencies[bisect_left(LATENCY_BOUNDS, seconds)] += 1
+        self.size += size
+        self.seconds += seconds
+
+    def add_many(self, sizes: Sequence[int], seconds: float) -> None:
+        """A batch of requests that came together and were answered together within `seconds`; at least one."""
+        count = len(sizes)
+        first = sizes[0]
+        if count == 1 or sizes.count(first) == count:
+            self.sizes[SIZE_BUCKET[first.bit_length()]] += count
+            self.size += first * count
+        else:
+            for size in sizes:
+                self.sizes[SIZE_BUCKET[size.bit_length()]] += 1
+            self.size += sum(sizes)
+        self.latencies[bisect_left(LATENCY_BOUNDS, seconds)] += count
+        self.seconds += seconds * count
+
+    def take(self, other: Cell) -> None:
+        """Add the figures of `other`."""
+        self.sizes = [mine + its for mine, its in zip(self.sizes, other.sizes)]
+        self.latencies = [mine + its for mine, its in zip(self.latencies, other.latencies)]
+        self.size += other.size
+        self.seconds += other.seconds
+
+    def close(self) -> None:
+        """Fold the figures into the meter; nothing may be added afterwards.  A second time does nothing."""
+        meter, self._meter = self._meter, None
+        if meter is not None:
+            meter.fold(self)
+
+
+class Meter:
+    """One operation of one protocol on one stream of a snapshot."""
+
+    def __init__(self, protocol: str, op: str, stream: str = "") -> None:
+        self.protocol = protocol
+        self.op = op
+        self.stream = stream
+        self._lock = threading.Lock()  # guards everything below
+        self._cells: set[Cell] = set()
+        self._total = Cell()
+        self._others: dict[str, int] = {}  # outcomes but for OK
+        self._partial = 0
+        self._missed = 0
+
+    def add(self, outcome: str, size: int, seconds: float, waited: int = 0) -> None:
+        """One request: how it ended, the bytes sent, how long it took, and the bytes it had to wait for."""
+        with self._lock:
+            if outcome != OK:
+                self._others[outcome] = self._others.get(outcome, 0) + 1
+                self._total.size += size
+                return
+            self._total.add(size, seconds)
+            if waited >= size > 0:
+                self._missed += 1
+            elif waited:
+                self._partial += 1
+
+    def cell(self) -> Cell:
+        """A cell for a hot loop; `Cell.close` gives it back."""
+        cell = Cell(self)
+        with self._lock:
+            self._cells.add(cell)
+        return cell
+
+    def fold(self, cell: Cell) -> None:
+        """Take a cell's figures over."""
+        with self._lock:
+            self._cells.discard(cell)
+            self._total.take(cell)
+
+    def collect(self) -> OperationFigures:
+        """The figures now."""
+        with self._lock:
+            total = Cell()
+            total.take(self._total)
+            for cell in self._cells:
+                total.take(cell)
+            outcomes = {OK: sum(total.sizes), **self._others}
+            return OperationFigures(
+                self.protocol, self.op, self.stream, outcomes, total.size, total.seconds,
+                tuple(total.sizes), tuple(total.latencies), self._partial, self._missed,
+            )  # fmt: skip
+
+
+class SnapshotMetrics:
+    """What is counted for one snapshot's name."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.since = time.time()
+        self._lock = threading.Lock()
+        self._meters: dict[tuple[str, str, str], Meter] = {}  # grows under _lock
+
+    def meter(self, protocol: str, op: str, stream: str = "") -> Meter:
+        """The meter of an operation, always the same one.  The words come from the code, never from a client."""
+        key = (protocol, op, stream)
+        meter = self._meters.get(key)
+        if meter is None:
+            with self._lock:
+                meter = self._meters.setdefault(key, Meter(*key))
+        return meter
+
+    def collect(self) -> list[OperationFigures]:
+        """The figures of every operation that was ever asked for."""
+        return [meter.collect() for meter in list(self._meters.values())]
+
+
+def _no_cache() -> CacheFigures:
+    return CacheFigures()
+
+
+def _no_listeners() -> Sequence[ListenerFigures]:
+    return ()
+
+
+class Metrics:
+    """All counters of a process; whoever owns further figures lends a function that gives them."""
+
+    def __init__(self) -> None:
+        self.began = time.time()
+        self.events = Events()
+        self.flights = Flights()
+        self.others = SnapshotMetrics("")
+        self.cache: Callable[[], CacheFigures] = _no_cache
+        self.listeners: Callable[[], Sequence[ListenerFigures]] = _no_listeners
+        self.describe: Callable[[Iterable[SnapshotMetrics]], dict[str, SnapshotFigures]] = _plain
+        self.workers = 0
+        self._published: dict[str, SnapshotMetrics] = {}  # changed as entries, which is atomic
+
+    def publish(self, name: str) -> SnapshotMetrics:
+        """Begin to count for `name`, from nothing."""
+        metrics = self._published[name] = SnapshotMetrics(name)
+        return metrics
+
+    def withdraw(self, metrics: SnapshotMetrics) -> None:
+        """Stop showing a name's figures; a newer snapshot of that name keeps its own."""
+        if self._published.get(metrics.name) is metrics:
+            del self._published[metrics.name]
+
+    def collect(self) -> Collected:
+        """Every figure now."""
+        return Collected(
+            self.describe(list(self._published.values())),
+            SnapshotFigures("", (), self.others.collect(), since=self.began),
+            self.cache(),
+            self.listeners(),
+            self.flights.now(),
+            self.events.kept(),
+            self.events.seen,
+            self.workers,
+            self.began,
+        )
+
+
+def _plain(published: Iterable[SnapshotMetrics]) -> dict[str, SnapshotFigures]:
+    """The figures of requests alone, without the files behind the names."""
+    return {one.name: SnapshotFigures(one.name, (), one.collect(), since=one.since) for one in published}
