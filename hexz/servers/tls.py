@@ -25,6 +25,8 @@ class TlsContext:
     def _load(self) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
+        # A socket shut for reading because the daemon stops would else end in an alert, not in TLS's farewell.
+        context.options |= getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)
         try:
             context.load_cert_chain(self._certificate, self._key)
         except ssl.SSLError as error:

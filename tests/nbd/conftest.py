@@ -23,6 +23,7 @@ class Exports(NamedTuple):
     disk: bytes
     memory: bytes
     child: bytes
+    noise: bytes
     damaged_at: int
 
 
@@ -39,7 +40,8 @@ def exports(tmp_path_factory: pytest.TempPathFactory, disk_image: Path, memory_i
     noise = b"".join(bytes([number]) * 8192 for number in range(64)) + disk[-(1 << 19) :]
     (folder / "noise.raw").write_bytes(noise)
     pack(str(folder / "noise.raw"), str(folder / "damaged.hxz"), compression="zstd", block_size=BLOCK)
-    return Exports(folder, disk, memory_image.read_bytes(), bytes(child), _damage(folder / "damaged.hxz", 2 * BLOCK))
+    damaged_at = _damage(folder / "damaged.hxz", 2 * BLOCK)
+    return Exports(folder, disk, memory_image.read_bytes(), bytes(child), noise, damaged_at)
 
 
 def _damage(path: Path, position: int) -> int:

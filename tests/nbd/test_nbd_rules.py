@@ -531,10 +531,9 @@ def test_parent_context_tells_what_a_thin_snapshot_holds_itself(address: Address
 @pytest.mark.parametrize("mode", MODES)
 def test_a_damaged_block_is_eio_and_its_neighbours_are_served(address: Address, exports: Exports, mode: str) -> None:
     """«the server SHOULD set the appropriate error code»; «it MUST NOT send any payload for this request»."""
-    raw = (exports.folder / "noise.raw").read_bytes()
     with Client(address) as client:
         client.negotiate(mode).go("damaged")
         assert client.request(c.CMD_READ, exports.damaged_at + 5, 100).error == c.NBD_EIO
         assert client.request(c.CMD_READ, exports.damaged_at - 10, 20).error == c.NBD_EIO
         for offset in (0, exports.damaged_at - 100, exports.damaged_at + (64 << 10)):
-            assert client.read(offset, 100) == raw[offset : offset + 100]
+            assert client.read(offset, 100) == exports.noise[offset : offset + 100]
