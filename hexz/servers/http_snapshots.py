@@ -14,6 +14,9 @@ from hexz.format.metadata import ArchivedFile
 from hexz.protocol.http.conditions import Validators
 from hexz.protocol.http.head import RequestError, RequestHead
 from hexz.protocol.http.responses import (
+    IMMUTABLE,
+    REVALIDATE,
+    VOLATILE,
     Representation,
     Response,
     error_response,
@@ -30,7 +33,6 @@ OCTETS = "application/octet-stream"
 READING = "GET, HEAD, OPTIONS"
 MAX_EXTENTS = 65536
 """Most extents in one answer; `next` then says where to go on."""
-IMMUTABLE = ("Cache-Control", "public, max-age=31536000, immutable")
 
 
 class _FileSource:
@@ -125,11 +127,10 @@ class CatalogApplication:
         etag: str,
         valid: Callable[[], bool] | None = None,
     ) -> Response:
-        headers: tuple[tuple[str, str], ...] = ()
-        if head.query and parse_qs(head.query).get("v") == [etag]:
-            headers = (IMMUTABLE,)  # the URL names this content: it can never change
+        named = head.query and parse_qs(head.query).get("v") == [etag]
+        kept = IMMUTABLE if named else REVALIDATE
         representation = Representation(
-            source, size, content_type, Validators(etag, lease.snapshot.mtime), headers, valid
+            source, size, content_type, Validators(etag, lease.snapshot.mtime), (kept,), valid
         )
         return represent(head, representation, self._max_range, lease.release)
 
@@ -234,6 +235,7 @@ class CatalogApplication:
         body = index_page(names).encode()
         headers = (
             ("Content-Type", "text/html; charset=utf-8"),
+            VOLATILE,
             ("Vary", "Accept"),
             ("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'"),
         )

@@ -317,10 +317,15 @@ def test_files_of_an_archive(server: Serving, client: Client) -> None:
 
 
 def test_a_url_with_the_etag_never_changes(client: Client, facts: Reply) -> None:
-    """RFC 8246: immutable only where the URL names the content."""
+    """RFC 8246, RFC 9111 5.2.2: immutable only where the URL names the content; elsewhere caches ask each time."""
     etag = facts.headers["etag"].strip('"')
-    assert "immutable" in client.ask("HEAD", f"/disk?v={etag}").headers["cache-control"]
-    assert "immutable" not in client.ask("HEAD", "/disk?v=other").headers.get("cache-control", "")
+    for headers in ({}, {"Range": "bytes=0-9"}, {"If-None-Match": f'"{etag}"'}):
+        assert "immutable" in client.ask("GET", f"/disk?v={etag}", headers).headers["cache-control"]
+        for path in ("/disk", "/disk?v=other"):
+            assert client.ask("GET", path, headers).headers["cache-control"] == "no-cache"
+    for path, headers in ((f"/disk?v={etag}", {"Range": "bytes=99999999-"}), ("/nothing", {}), ("/info", {})):
+        reply = client.ask("GET", path, headers)
+        assert (reply.headers["cache-control"], reply.repeated) == ("no-store", ())
 
 
 def test_clamped_ranges(snapshot_file: object, disk: bytes) -> None:

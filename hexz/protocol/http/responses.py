@@ -18,6 +18,9 @@ from hexz.protocol.http.head import RequestHead
 from hexz.protocol.http.ranges import Span, Unsatisfiable, parse_range
 
 __all__ = [
+    "IMMUTABLE",
+    "REVALIDATE",
+    "VOLATILE",
     "Part",
     "Piece",
     "Repeat",
@@ -29,6 +32,17 @@ __all__ = [
     "pack_head",
     "represent",
 ]
+
+
+IMMUTABLE = ("Cache-Control", "max-age=31536000, immutable")
+"""For a URL that names its content (RFC 8246); not public: a shared cache must not keep what needed a token."""
+REVALIDATE = ("Cache-Control", "no-cache")
+"""For a URL that may mean something else tomorrow: without it caches guess for how long it does not.
+
+RFC 9111 section 4.2.2.
+"""
+VOLATILE = ("Cache-Control", "no-store")
+"""For what is true now, and has nothing to ask about later."""
 
 
 class Source(Protocol):
@@ -111,16 +125,16 @@ def pack_head(response: Response, keep_alive: bool, date: str, extra: Sequence[t
 def json_response(value: Any, status: int = 200, headers: tuple[tuple[str, str], ...] = ()) -> Response:
     """`value` as JSON."""
     body = json.dumps(value).encode() + b"\n"
-    return Response(status, (("Content-Type", "application/json"), *headers), (body,), len(body))
+    return Response(status, (("Content-Type", "application/json"), VOLATILE, *headers), (body,), len(body))
 
 
 def error_response(
     status: int, message: str, headers: tuple[tuple[str, str], ...] = (), close: bool = False
 ) -> Response:
-    """One line for people."""
+    """One line for people, which no cache may repeat: what is missing now may be there soon."""
     body = message.encode() + b"\n"
     kind = ("Content-Type", "text/plain; charset=utf-8")
-    return Response(status, (kind, *headers), (body,), len(body), None, close)
+    return Response(status, (kind, VOLATILE, *headers), (body,), len(body), None, close)
 
 
 def represent(
@@ -141,7 +155,7 @@ def represent(
     if decided == 304:
         return Response(304, identity, (), 0, done)
     if decided is not None:
-        return error_response(412, "the precondition does not hold", identity)._replace(done=done)
+        return _error(412, "the precondition does not hold", identity, done)
     kind = ("Content-Type", representation.content_type)
     wanted = headers.get("range")
     # Range means something for GET alone (RFC 9110 section 14.2).
@@ -151,12 +165,19 @@ def represent(
             spans = parse_range(wanted, representation.size)
         except Unsatisfiable:
             size = ("Content-Range", f"bytes */{representation.size}")
-            response = error_response(416, f"the stream has {representation.size} bytes", (size, *identity))
-            return response._replace(done=done)
+            return _error(416, f"the stream has {representation.size} bytes", (size, *identity), done)
         if spans is not None:
             return _partial(representation, spans, (*identity, kind), max_range, done)
     body = Piece(representation.source, 0, representation.size)
     return Response(200, (*identity, kind), (body,), representation.size, done)
+
+
+def _error(
+    status: int, message: str, headers: tuple[tuple[str, str], ...], done: Callable[[], None] | None
+) -> Response:
+    # How long the representation may be kept says nothing about the error.
+    kept = tuple(header for header in headers if header[0] != "Cache-Control")
+    return error_response(status, message, kept)._replace(done=done)
 
 
 def _partial(
