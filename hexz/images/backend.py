@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import NamedTuple
 
 from hexz.errors import HexzError
@@ -83,8 +83,8 @@ class Session(ABC):
     etag: str | None = None
 
     @abstractmethod
-    def read(self, offset: int, length: int) -> Iterator[Sequence[memoryview]]:
-        """The span in pieces; the views of one are valid until the next is asked for.
+    def read(self, offset: int, length: int) -> Generator[Sequence[memoryview], None, None]:
+        """The span in pieces; the views of one are valid until the next is asked for or the generator is closed.
 
         Raises: BackendError, BlockError, StorageError, OSError.
         """

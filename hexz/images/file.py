@@ -7,7 +7,7 @@ import errno
 import os
 import secrets
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 
 from hexz.errors import NoSuchSnapshot, StorageError
 from hexz.images.backend import Abilities, Backend, BackendError, ImageExtent, Replacement, Session
@@ -68,7 +68,7 @@ class FileSession(Session):
         self.block_size = DEFAULT_BLOCK
         self.abilities = Abilities(replace=not read_only, flush=not read_only)
 
-    def read(self, offset: int, length: int) -> Iterator[Sequence[memoryview]]:
+    def read(self, offset: int, length: int) -> Generator[Sequence[memoryview], None, None]:
         """The span in pieces of 64 KiB."""
         buffer = memoryview(bytearray(min(PIECE, length)))
         while length:

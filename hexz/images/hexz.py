@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 
 from hexz.catalog import Lease
 from hexz.images.backend import Abilities, Backend, ImageExtent, Session
@@ -40,7 +40,7 @@ class HexzSession(Session):
         self.etag = stream.etag
         self.abilities = Abilities(dirty=stream.snapshot.thin)
 
-    def read(self, offset: int, length: int) -> Iterator[Sequence[memoryview]]:
+    def read(self, offset: int, length: int) -> Generator[Sequence[memoryview], None, None]:
         """The span in pieces of 64 KiB."""
         end = offset + length
         while offset < end:

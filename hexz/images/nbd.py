@@ -6,12 +6,13 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import NamedTuple
 
 from hexz.errors import BadRequest
 from hexz.images.backend import Abilities, Backend, BackendDown, ImageExtent, Session
-from hexz.images.nbd_client import NbdAddress, NbdConnection, NbdFault, joined
+from hexz.images.nbd_client import NbdConnection, NbdFault, joined
+from hexz.images.nbd_wire import NbdAddress
 from hexz.protocol.nbd.constants import CAN_MULTI_CONN, STATE_HOLE, STATE_ZERO
 
 __all__ = ["NbdBackend"]
@@ -143,12 +144,13 @@ class NbdSession(Session):
             yield connection
         except (NbdFault, BadRequest):
             raise
-        except BaseException:  # GeneratorExit too: the reply is not read to its end
-            self._connection = None
-            self._backend.drop(connection)
+        except BaseException as error:  # GeneratorExit too: nobody wants the rest of what was asked for
+            if not (isinstance(error, GeneratorExit) and connection.quiet()):
+                self._connection = None
+                self._backend.drop(connection)
             raise
 
-    def read(self, offset: int, length: int) -> Iterator[Sequence[memoryview]]:
+    def read(self, offset: int, length: int) -> Generator[Sequence[memoryview], None, None]:
         """The span in pieces, as the server sends them."""
         with self._request() as connection:
             for piece in connection.read(offset, length):

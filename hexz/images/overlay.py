@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 
 from hexz.images.backend import Abilities, Backend, BackendDown, ImageExtent, Session
 from hexz.images.hexz import OpenStream, zero_extents
@@ -84,7 +84,7 @@ class OverlaySession(Session):
         can = not read_only
         self.abilities = Abilities(dirty=True, write=can, zero=can, flush=can)
 
-    def read(self, offset: int, length: int) -> Iterator[Sequence[memoryview]]:
+    def read(self, offset: int, length: int) -> Generator[Sequence[memoryview], None, None]:
         """The span in pieces of 64 KiB."""
         end = offset + length
         while offset < end:

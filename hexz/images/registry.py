@@ -25,7 +25,7 @@ from hexz.images.backend import Backend
 from hexz.images.file import FileBackend
 from hexz.images.hexz import HexzBackend, OpenStream
 from hexz.images.nbd import NbdBackend
-from hexz.images.nbd_client import NbdAddress
+from hexz.images.nbd_wire import NbdAddress
 from hexz.images.overlay import OverlayBackend
 from hexz.protocol.images import (
     MAX_REGISTRATION,

@@ -214,11 +214,12 @@ class _Whole(_Resource):
     def get(self) -> Response:
         """The image or ranges of it, streamed; whatever length is asked."""
         session = self.open(turn=self.head.method == "GET")
-        source: Any = SessionSource(session)
         validators = None
         if isinstance(session, HexzSession):
-            source = session.stream
+            source: Any = session.stream
             validators = Validators(session.stream.etag, session.stream.snapshot.mtime)
+        else:
+            source = self.stack.enter_context(contextlib.closing(SessionSource(session)))
         disposition = ("Content-Disposition", "attachment")
         representation = Representation(source, session.size, "application/octet-stream", validators, (disposition,))
         response = represent(self.head, representation)

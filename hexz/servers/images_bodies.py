@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 
 from hexz.errors import BadRequest
 from hexz.images.backend import BackendError, Session
@@ -17,12 +17,17 @@ MAX_SPOOLED = 256 << 20
 """Longest list of extents in one answer, bytes: about four million of them."""
 
 
+def _nothing() -> Generator[Sequence[memoryview], None, None]:
+    """No pieces."""
+    yield from ()
+
+
 class SessionSource:
     """A session read from front to back while it is sent; keeps one piece at most."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._pieces: Iterator[Sequence[memoryview]] = iter(())
+        self._pieces = _nothing()
         self._next = -1  # where _pieces goes on
         self._start = self._end = 0  # what _views are
         self._views: list[memoryview] = []
@@ -62,6 +67,7 @@ class SessionSource:
         views = next(self._pieces, None) if offset == self._next else None
         if views is None:
             self._stop = max(self._stop, offset + length) if self._stop > offset else offset + length
+            self.close()  # its buffers may be needed for what is read next
             self._pieces = self._session.read(offset, self._stop - offset)
             views = next(self._pieces, None)
         if not views:
@@ -69,8 +75,12 @@ class SessionSource:
         self._views = list(views)
         self._start = offset
         self._end = self._next = offset + sum(len(view) for view in views)
-        if self._end == self._stop and next(self._pieces, None) is not None:  # lets the session finish its request
-            raise BackendError("the image's storage sent more than it should")
+
+    def close(self) -> None:
+        """Let go of the piece that was read last, and of the session's reading."""
+        self._views = []
+        self._start = self._end = 0
+        self._pieces.close()
 
 
 class Spool:

@@ -1,0 +1,38 @@
+"""Large buffers for transfers that gain by them, a fixed number for the whole process."""
+
+from __future__ import annotations
+
+from collections import deque
+
+__all__ = ["BUFFER", "BUFFERS", "POOL", "BufferPool"]
+
+BUFFER = 256 << 10
+"""Bytes of a buffer: large enough that a request costs little, small enough to stay in a core's cache."""
+BUFFERS = 32
+"""How many there are, 8 MiB in all."""
+
+
+class BufferPool:
+    """`count` buffers of `size` bytes, made when first needed; thread-safe without a lock (a deque's ends are)."""
+
+    def __init__(self, count: int, size: int) -> None:
+        self.size = size
+        self._free: deque[memoryview | None] = deque([None] * count)
+
+    def take(self, most: int) -> list[memoryview]:
+        """Up to `most` buffers, none when all are in use; `give_back` each of them."""
+        taken: list[memoryview] = []
+        while len(taken) < most:
+            try:
+                buffer = self._free.pop()
+            except IndexError:
+                break
+            taken.append(memoryview(bytearray(self.size)) if buffer is None else buffer)
+        return taken
+
+    def give_back(self, buffers: list[memoryview]) -> None:
+        """Let others use them."""
+        self._free.extend(buffers)
+
+
+POOL = BufferPool(BUFFERS, BUFFER)

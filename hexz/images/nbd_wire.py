@@ -1,0 +1,107 @@
+"""The socket to an NBD server: whole buffers in and out, and what goes wrong as our errors."""
+
+from __future__ import annotations
+
+import select
+import socket
+import struct
+from typing import NoReturn, Union
+
+from hexz.images.backend import BackendDown, BackendError
+
+__all__ = ["NbdAddress", "Wire"]
+
+CONNECT_S = 10.0
+REPLY_S = 60.0
+"""How long a server may stay silent when an answer is due, or take nothing of a request."""
+SKIP = 64 << 10
+
+NbdAddress = Union[str, "tuple[str, int]"]
+"""The path of a unix socket, or host and port."""
+
+
+class Wire:
+    """A connected socket; one thread at a time.  `where` names the server for people."""
+
+    def __init__(self, address: NbdAddress) -> None:
+        """Connect.
+
+        Raises: BackendDown when nobody answers.
+        """
+        self.where = address if isinstance(address, str) else f"{address[0]}:{address[1]}"
+        try:
+            self._sock = _connect(address)
+        except OSError as error:
+            raise BackendDown(f"{self.where}: cannot connect to the NBD server: {error.strerror or error}") from error
+
+    def send(self, *parts: bytes | memoryview) -> None:
+        """Send all parts.  Raises: BackendDown."""
+        views = [memoryview(part) for part in parts]
+        try:
+            while views:
+                sent = self._sock.sendmsg(views)
+                while views and sent >= len(views[0]):
+                    sent -= len(views.pop(0))
+                if views:
+                    views[0] = views[0][sent:]
+        except BlockingIOError:
+            raise BackendDown(f"{self.where}: the NBD server took nothing for {REPLY_S:g} s") from None
+        except OSError as error:
+            raise BackendDown(f"{self.where}: the NBD server is gone: {error.strerror or error}") from error
+
+    def fill(self, into: memoryview) -> None:
+        """Receive as many bytes as `into` has.  Raises: BackendDown."""
+        while into:
+            try:
+                got = self._sock.recv_into(into, 0, socket.MSG_WAITALL)
+            except BlockingIOError:
+                raise BackendDown(f"{self.where}: the NBD server was silent for {REPLY_S:g} s") from None
+            except OSError as error:
+                raise BackendDown(f"{self.where}: the NBD server does not answer: {error.strerror or error}") from error
+            if not got:
+                raise BackendDown(f"{self.where}: the NBD server hung up")
+            into = into[got:]
+
+    def receive(self, length: int) -> bytes:
+        """`length` bytes, which the caller has bounded.  Raises: BackendDown."""
+        data = bytearray(length)
+        self.fill(memoryview(data))
+        return bytes(data)
+
+    def skip(self, length: int) -> None:
+        """Read bytes that nobody wants.  Raises: BackendDown."""
+        while length:
+            length -= len(self.receive(min(length, SKIP)))
+
+    def broken(self, what: str) -> NoReturn:
+        """The server does not keep to the protocol.  Raises: BackendError."""
+        raise BackendError(f"{self.where}: the NBD server {what}")
+
+    def silent(self) -> bool:
+        """Nothing waits to be read: between requests, the server has neither hung up nor lost its way."""
+        poller = select.poll()
+        poller.register(self._sock, select.POLLIN)
+        return not poller.poll(0)
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._sock.close()
+
+
+def _connect(address: NbdAddress) -> socket.socket:
+    if not isinstance(address, str):
+        sock = socket.create_connection(address, CONNECT_S)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    else:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock.settimeout(CONNECT_S)
+            sock.connect(address)
+        except BaseException:
+            sock.close()
+            raise
+    # The kernel's timeouts, since Python's cost a poll for each call.
+    sock.settimeout(None)
+    for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+        sock.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", int(REPLY_S), 0))
+    return sock
