@@ -24,7 +24,7 @@ from __future__ import annotations
 import threading
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from hexz.metrics.buckets import LATENCY_BOUNDS, SIZE_BUCKET
 from hexz.metrics.figures import (
@@ -36,17 +36,11 @@ from hexz.metrics.figures import (
     OperationFigures,
     SnapshotFigures,
 )
+from hexz.metrics.files import FileCounts, share_out, total_ahead, total_storage
 from hexz.metrics.recent import Events, Flights
+from hexz.metrics.words import OK
 
-__all__ = ["ABORTED", "FAILED", "OK", "REFUSED", "Cell", "Meter", "Metrics", "SnapshotMetrics"]
-
-OK = "ok"
-REFUSED = "refused"
-"""The client asked for something it cannot have."""
-FAILED = "failed"
-"""The server could not do what it should."""
-ABORTED = "aborted"
-"""The peer left before it had everything."""
+__all__ = ["Cell", "Meter", "Metrics", "SnapshotMetrics"]
 
 
 class Cell:
@@ -153,8 +147,9 @@ class Meter:
 class SnapshotMetrics:
     """What is counted for one snapshot's name."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, file: FileCounts | None = None) -> None:
         self.name = name
+        self.file = file  # the catalog puts another one here when another file takes the name
         self.since = time.time()
         self._lock = threading.Lock()
         self._meters: dict[tuple[str, str, str], Meter] = {}  # grows under _lock
@@ -173,31 +168,29 @@ class SnapshotMetrics:
         return [meter.collect() for meter in list(self._meters.values())]
 
 
-def _no_cache() -> CacheFigures:
-    return CacheFigures()
-
-
-def _no_listeners() -> Sequence[ListenerFigures]:
-    return ()
-
-
 class Metrics:
-    """All counters of a process; whoever owns further figures lends a function that gives them."""
+    """All counters of a process; whoever owns further figures lends a function that gives them.
+
+    These functions are put in place before the first request, and called by `collect` from any thread.
+    """
 
     def __init__(self) -> None:
         self.began = time.time()
         self.events = Events()
         self.flights = Flights()
         self.others = SnapshotMetrics("")
-        self.cache: Callable[[], CacheFigures] = _no_cache
-        self.listeners: Callable[[], Sequence[ListenerFigures]] = _no_listeners
-        self.describe: Callable[[Iterable[SnapshotMetrics]], dict[str, SnapshotFigures]] = _plain
+        """Requests that belong to no snapshot."""
+        self.cache: Callable[[], CacheFigures] = CacheFigures
+        self.holdings: Callable[[], Mapping[int, tuple[int, int]]] = dict
+        """Gives the blocks and bytes that the cache has of each file."""
+        self.listeners: Callable[[], Sequence[ListenerFigures]] = tuple
+        self.default: Callable[[], str | None] = str
         self.workers = 0
         self._published: dict[str, SnapshotMetrics] = {}  # changed as entries, which is atomic
 
-    def publish(self, name: str) -> SnapshotMetrics:
+    def publish(self, name: str, file: FileCounts | None = None) -> SnapshotMetrics:
         """Begin to count for `name`, from nothing."""
-        metrics = self._published[name] = SnapshotMetrics(name)
+        metrics = self._published[name] = SnapshotMetrics(name, file)
         return metrics
 
     def withdraw(self, metrics: SnapshotMetrics) -> None:
@@ -205,10 +198,29 @@ class Metrics:
         if self._published.get(metrics.name) is metrics:
             del self._published[metrics.name]
 
+    def find(self, name: str) -> SnapshotMetrics | None:
+        """What is counted for `name`, if it is published."""
+        return self._published.get(name)
+
     def collect(self) -> Collected:
         """Every figure now."""
+        published = list(self._published.values())
+        holdings = self.holdings()
+        snapshots = {}
+        for one, files in share_out([(one, one.file) for one in published]):
+            snapshots[one.name] = SnapshotFigures(
+                one.name,
+                tuple(file.path for file in one.file.family()) if one.file else (),
+                one.collect(),
+                total_storage([file.reads.collect() for file in files]),
+                total_ahead([file.ahead.collect() for file in files]),
+                sum(holdings.get(file.uid, (0, 0))[0] for file in files),
+                sum(holdings.get(file.uid, (0, 0))[1] for file in files),
+                one.file.heat.collect() if one.file else (),
+                one.since,
+            )
         return Collected(
-            self.describe(list(self._published.values())),
+            snapshots,
             SnapshotFigures("", (), self.others.collect(), since=self.began),
             self.cache(),
             self.listeners(),
@@ -217,9 +229,5 @@ class Metrics:
             self.events.seen,
             self.workers,
             self.began,
+            self.default(),
         )
-
-
-def _plain(published: Iterable[SnapshotMetrics]) -> dict[str, SnapshotFigures]:
-    """The figures of requests alone, without the files behind the names."""
-    return {one.name: SnapshotFigures(one.name, (), one.collect(), since=one.since) for one in published}

@@ -104,8 +104,8 @@ class CacheFigures(NamedTuple):
 class SnapshotFigures(NamedTuple):
     """Everything about one published snapshot.
 
-    `blocks` and `held` are its share of the block cache.  A file under several names,
-    or the parent of several, has its `storage` and `ahead` under one of them, so that sums are right.
+    `files` are its own and its parents'.  `blocks` and `held` are their share of the block cache.  A file under
+    several names, or the parent of several snapshots, counts for one of them only, so that sums are right.
     """
 
     name: str
@@ -154,7 +154,7 @@ class Event(NamedTuple):
 
 
 class Collected(NamedTuple):
-    """All figures of the process; `others` are requests that belong to no snapshot."""
+    """All figures of the process; `others` are requests that belong to no snapshot, `default` names the default one."""
 
     snapshots: dict[str, SnapshotFigures]
     others: SnapshotFigures
@@ -165,3 +165,4 @@ class Collected(NamedTuple):
     events_seen: int = 0
     workers: int = 0
     began: float = 0.0
+    default: str | None = None

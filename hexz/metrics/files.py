@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TypeVar
 
 from hexz.metrics.buckets import latency_bucket, size_bucket
 from hexz.metrics.figures import NO_LATENCIES, NO_SIZES, AheadFigures, HeatFigure, StorageFigures
 
-__all__ = ["AheadCounts", "Heat", "ReadCounts"]
+__all__ = ["AheadCounts", "FileCounts", "Heat", "ReadCounts", "share_out", "total_ahead", "total_storage"]
+
+Name = TypeVar("Name")
 
 SMALLEST_STRETCH = 1 << 20
 MAX_STRETCHES = 4096
@@ -111,3 +114,74 @@ class Heat:
 def _shift(size: int) -> int:
     stretch = max(SMALLEST_STRETCH, -(-size // MAX_STRETCHES))
     return (stretch - 1).bit_length()
+
+
+class FileCounts:
+    """All counters of one open file; `uid` is its number in the cache's keys, `parents` are those of its parents."""
+
+    def __init__(
+        self, uid: int, path: str, reads: ReadCounts, sizes: Mapping[str, int], parents: Sequence[FileCounts] = ()
+    ) -> None:
+        """`sizes` are the streams' in bytes."""
+        self.uid = uid
+        self.path = path
+        self.reads = reads
+        self.ahead = AheadCounts()
+        self.heat = Heat(sizes)
+        self.parents = tuple(parents)
+
+    def family(self) -> Iterator[FileCounts]:
+        """This file and its ancestors, nearest first, each once."""
+        seen = {self.uid}
+        level: list[FileCounts] = [self]
+        while level:
+            yield from level
+            parents = {parent.uid: parent for file in level for parent in file.parents if parent.uid not in seen}
+            seen |= parents.keys()
+            level = list(parents.values())
+
+
+def share_out(published: Sequence[tuple[Name, FileCounts | None]]) -> list[tuple[Name, list[FileCounts]]]:
+    """For each name the files that count for it: its own, and parents that have no name; each file once in all."""
+    taken: set[int] = set()
+    shares: list[tuple[Name, list[FileCounts]]] = []
+    for name, file in published:
+        own = file is not None and file.uid not in taken
+        shares.append((name, [file] if own and file is not None else []))
+        if file is not None:
+            taken.add(file.uid)
+    for (_, file), (_, share) in zip(published, shares):
+        for ancestor in file.family() if file is not None else ():
+            if ancestor.uid not in taken:
+                taken.add(ancestor.uid)
+                share.append(ancestor)
+    return shares
+
+
+def total_storage(parts: Sequence[StorageFigures]) -> StorageFigures:
+    """The reads of several files together."""
+    if len(parts) == 1:
+        return parts[0]
+    matrix = [list(row) for row in StorageFigures().matrix]
+    for part in parts:
+        for row, more in zip(matrix, part.matrix):
+            row[:] = [mine + its for mine, its in zip(row, more)]
+    return StorageFigures(
+        sum(part.reads for part in parts),
+        sum(part.errors for part in parts),
+        sum(part.size for part in parts),
+        sum(part.seconds for part in parts),
+        tuple(map(tuple, matrix)),
+    )
+
+
+def total_ahead(parts: Sequence[AheadFigures]) -> AheadFigures:
+    """The read-ahead of several files together."""
+    return AheadFigures(
+        sum(part.runs for part in parts),
+        sum(part.blocks for part in parts),
+        sum(part.size for part in parts),
+        sum(part.seconds for part in parts),
+        min((part.began for part in parts if part.began), default=0.0),
+        max((part.ended for part in parts), default=0.0),
+    )

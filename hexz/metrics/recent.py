@@ -29,14 +29,14 @@ class Events:
 
     def add(self, text: str, snapshot: str = "") -> None:
         """Something went wrong just now."""
-        text = text[:MAX_TEXT]
-        size = len(text.encode("utf-8", "replace"))
+        raw = text[:MAX_TEXT].encode("utf-8", "replace")
+        size, text = len(raw), raw.decode()
         with self._lock:
             self.seen += 1
             self._kept.append(Event(self.seen, time.time(), snapshot, text))
             self._size += size
             while len(self._kept) > MAX_EVENTS or self._size > MAX_EVENT_BYTES:
-                self._size -= len(self._kept.popleft().text.encode("utf-8", "replace"))
+                self._size -= len(self._kept.popleft().text.encode())
 
     def kept(self) -> list[Event]:
         """The errors kept, the oldest first."""
