@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import socket
 from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
 
 from hexz.catalog import Catalog
 from hexz.config import DEFAULT_PORTS, Settings
@@ -15,6 +17,10 @@ from hexz.secrets import read_password
 from hexz.servers.base import Front, Listener, Service
 from hexz.snapshot import new_context
 from hexz.sources import find_sources
+
+if TYPE_CHECKING:
+    from hexz.access import AccessLog, RateLimit
+    from hexz.servers.tls import TlsContext
 
 __all__ = ["assemble", "open_catalog"]
 
@@ -107,22 +113,57 @@ def _service(protocol: str, catalog: Catalog, settings: Settings, running: Runni
 
         mode = TlsMode(options.nbd_tls or ("required" if tls else "off"))
         return NbdService(catalog, options.nbd_pad, mode, tls)
-    from hexz.access import AccessLog, Gate, Tokens, parse_rate_limit
+    from hexz.access import AccessLog, parse_rate_limit
+
+    limit = parse_rate_limit(options.rate_limit) if options.rate_limit else None
+    access_log = AccessLog(options.access_log) if options.access_log else None
+    if access_log is not None:
+        running.on_reload("access log", access_log.reopen)
+    serving = _Serving(catalog, options, running, tls, limit, access_log)
+    return _s3(serving) if protocol == "s3" else _http(serving)
+
+
+class _Serving(NamedTuple):
+    """What the services over HTTP have in common."""
+
+    catalog: Catalog
+    options: argparse.Namespace
+    running: Running
+    tls: TlsContext | None
+    limit: RateLimit | None
+    access_log: AccessLog | None
+
+
+def _http(serving: _Serving) -> Service:
+    from hexz.access import Gate, Tokens
     from hexz.images.registry import Registry
     from hexz.servers.http import HttpService
     from hexz.servers.http_snapshots import CatalogApplication
     from hexz.servers.images import ImagesApplication
 
+    options, running = serving.options, serving.running
     token_file = options.token_file or credential("tokens")
     tokens = Tokens(token_file) if token_file else None
-    limit = parse_rate_limit(options.rate_limit) if options.rate_limit else None
-    access_log = AccessLog(options.access_log) if options.access_log else None
     if tokens is not None:
         running.on_reload("tokens", tokens.reload)
-    if access_log is not None:
-        running.on_reload("access log", access_log.reopen)
-    registry = Registry(catalog, options.images_dir, tuple(options.images_allow))
+    registry = Registry(serving.catalog, options.images_dir, tuple(options.images_allow))
     running.on_end(registry.close)
-    snapshots = CatalogApplication(catalog, options.max_range, lambda: not running.stopping)
+    snapshots = CatalogApplication(serving.catalog, options.max_range, lambda: not running.stopping)
     application = ImagesApplication(registry, snapshots)
-    return HttpService(application, Gate(tokens, limit), access_log, tls, options.cors)
+    return HttpService(application, Gate(tokens, serving.limit), serving.access_log, serving.tls, options.cors)
+
+
+def _s3(serving: _Serving) -> Service:
+    from hexz.access import Gate
+    from hexz.servers.http import HttpService
+    from hexz.servers.s3 import S3Application
+    from hexz.servers.s3_access import KeyFile, S3Policy
+
+    options = serving.options
+    key_file = options.s3_keys_file or credential("s3-keys")
+    keys = KeyFile(key_file) if key_file else None
+    if keys is not None:
+        serving.running.on_reload("S3 keys", keys.reload)
+    policy = S3Policy(Gate(None, serving.limit), keys, options.allow_anonymous or keys is None)
+    application = S3Application(serving.catalog, keys, tuple(options.s3_domain))
+    return HttpService(application, policy, serving.access_log, serving.tls, options.cors, "s3")

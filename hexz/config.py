@@ -14,7 +14,7 @@ from hexz.units import parse_size
 
 __all__ = ["DEFAULT_PORTS", "Settings", "parse_arguments"]
 
-DEFAULT_PORTS = {"http": 8080, "nbd": 10809}
+DEFAULT_PORTS = {"http": 8080, "nbd": 10809, "s3": 9000}
 """The TCP port of each protocol when none is given."""
 SMALLEST_CACHE = 1 << 20
 LARGEST_PAD = 1 << 20
@@ -69,7 +69,7 @@ def _count(text: str) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="hexz-serve",
-        description="Serve compressed .hxz snapshots, read-only, over HTTP ranges and NBD.",
+        description="Serve compressed .hxz snapshots, read-only, over HTTP ranges, NBD and S3.",
         allow_abbrev=False,
     )
     parser.add_argument(
@@ -87,9 +87,13 @@ def _parser() -> argparse.ArgumentParser:
 def _listening(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--http", action="store_true", help="serve HTTP; the default when no protocol is chosen")
     group.add_argument("--nbd", action="store_true", help="serve NBD")
-    group.add_argument("--port", type=_port, metavar="N", help="port of the one protocol chosen (HTTP 8080, NBD 10809)")
+    group.add_argument("--s3", action="store_true", help="serve S3, read-only")
+    group.add_argument(
+        "--port", type=_port, metavar="N", help="port of the one protocol chosen (HTTP 8080, NBD 10809, S3 9000)"
+    )
     group.add_argument("--http-port", type=_port, metavar="N", help="serve HTTP on this port; 0 = any free one")
     group.add_argument("--nbd-port", type=_port, metavar="N", help="serve NBD on this port; 0 = any free one")
+    group.add_argument("--s3-port", type=_port, metavar="N", help="serve S3 on this port; 0 = any free one")
     group.add_argument("--http-socket", metavar="PATH", help="serve HTTP on this unix socket")
     group.add_argument("--nbd-socket", metavar="PATH", help="serve NBD on this unix socket")
     group.add_argument("--bind", default="127.0.0.1", metavar="ADDR", help="address to listen on (default %(default)s)")
@@ -100,7 +104,19 @@ def _listening(group: argparse._ArgumentGroup) -> None:
         "--token-file", metavar="FILE", help="bearer tokens for HTTP: a NAME TOKEN line each; read again on SIGHUP"
     )
     group.add_argument(
-        "--tls-cert", metavar="FILE", help="certificate chain (PEM) for HTTP and NBD; reloaded on SIGHUP"
+        "--s3-keys-file",
+        metavar="FILE",
+        help="keys for S3: an ACCESS_KEY SECRET [BUCKET ...] line each; read again on SIGHUP",
+    )
+    group.add_argument(
+        "--s3-domain",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="take BUCKET.NAME as the host of a bucket (virtual-host style); repeatable",
+    )
+    group.add_argument(
+        "--tls-cert", metavar="FILE", help="certificate chain (PEM) for all protocols; reloaded on SIGHUP"
     )
     group.add_argument("--tls-key", metavar="FILE", help="its private key (PEM)")
     group.add_argument(
@@ -230,8 +246,10 @@ def _check_exposure(options: argparse.Namespace, listen: dict[str, list[Address]
         if not any(isinstance(address, TcpAddress) for address in addresses):
             continue
         # NBD has no tokens: TLS alone does not say who may read.
-        if protocol != "http" or options.token_file is None:
-            remedy = "give --token-file, or " if protocol == "http" else ""
+        option = {"http": "--token-file", "s3": "--s3-keys-file"}.get(protocol)
+        given = {"http": options.token_file, "s3": options.s3_keys_file}.get(protocol)
+        if given is None:
+            remedy = f"give {option}, or " if option else ""
             raise UsageError(
                 f"--bind {options.bind} would open the snapshots to a network over {protocol.upper()}: "
                 f"{remedy}add --allow-anonymous if that is meant"

@@ -9,7 +9,7 @@ import ssl
 from hexz.access import AccessLog, Gate
 from hexz.protocol.http.cors import Cors
 from hexz.servers.base import Connection
-from hexz.servers.http_connection import Application, HttpConnection
+from hexz.servers.http_connection import Application, HttpConnection, Policy
 from hexz.servers.http_crowd import Crowd
 from hexz.servers.http_receiving import IDLE_S
 from hexz.servers.tls import TlsContext
@@ -31,7 +31,7 @@ class HttpService:
     def __init__(
         self,
         application: Application,
-        gate: Gate | None = None,
+        gate: Policy | None = None,
         access_log: AccessLog | None = None,
         tls: TlsContext | None = None,
         cors: str | None = None,

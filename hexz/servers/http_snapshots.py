@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mimetypes
 from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any
@@ -25,35 +24,20 @@ from hexz.protocol.http.responses import (
 )
 from hexz.servers.http_connection import Request
 from hexz.servers.http_page import index_page
-from hexz.snapshot import Snapshot, Stream
+from hexz.servers.objects import (
+    ARCHIVED_GUARD,
+    OCTETS,
+    Contents,
+    archived_contents,
+    file_contents,
+    public_facts,
+)
 
 __all__ = ["CatalogApplication"]
 
-OCTETS = "application/octet-stream"
 READING = "GET, HEAD, OPTIONS"
 MAX_EXTENTS = 65536
 """Most extents in one answer; `next` then says where to go on."""
-
-
-class _FileSource:
-    """The bytes of a .hxz file, as they are."""
-
-    def __init__(self, snapshot: Snapshot) -> None:
-        self._snapshot = snapshot
-
-    def read(self, offset: int, length: int) -> list[bytes]:
-        return [self._snapshot.read_file(offset, length)]
-
-
-class _PartSource:
-    """One archived file: a span of a stream."""
-
-    def __init__(self, stream: Stream, offset: int) -> None:
-        self._stream = stream
-        self._offset = offset
-
-    def read(self, offset: int, length: int) -> list[memoryview]:
-        return self._stream.read(self._offset + offset, length)
 
 
 class CatalogApplication:
@@ -113,20 +97,13 @@ class CatalogApplication:
         if stream is None:
             lease.release()
             raise NoSuchSnapshot(f"snapshot {lease.name!r} has no {which} stream")
-        return self._represent(
-            head, lease, stream, stream.size, OCTETS, stream.etag, lambda: self._catalog.serves(name, snapshot)
-        )
+        contents = Contents(stream, stream.size, OCTETS, stream.etag)
+        return self._represent(head, lease, contents, lambda: self._catalog.serves(name, snapshot))
 
     def _represent(
-        self,
-        head: RequestHead,
-        lease: Lease,
-        source: Any,
-        size: int,
-        content_type: str,
-        etag: str,
-        valid: Callable[[], bool] | None = None,
+        self, head: RequestHead, lease: Lease, contents: Contents, valid: Callable[[], bool] | None = None
     ) -> Response:
+        source, size, content_type, etag = contents
         named = head.query and parse_qs(head.query).get("v") == [etag]
         kept = IMMUTABLE if named else REVALIDATE
         representation = Representation(
@@ -136,16 +113,12 @@ class CatalogApplication:
 
     def _file(self, head: RequestHead, name: str) -> Response:
         lease = self._catalog.lease(name)
-        snapshot = lease.snapshot
-        return self._represent(head, lease, _FileSource(snapshot), snapshot.file_size, OCTETS, snapshot.etag)
+        return self._represent(head, lease, file_contents(lease.snapshot))
 
     def _info(self, head: RequestHead, name: str | None) -> Response:
         lease = self._catalog.lease(name)
         with lease as snapshot:
-            facts = {"name": lease.name, "default": lease.name == self._catalog.default, **snapshot.info()}
-            del facts["path"]  # where files lie on the server is nobody's business
-            for parent in facts["parents"]:
-                del parent["path"]
+            facts = {**public_facts(lease.name, snapshot), "default": lease.name == self._catalog.default}
         return json_response(facts)
 
     def _extents(self, head: RequestHead, name: str | None) -> Response:
@@ -187,14 +160,8 @@ class CatalogApplication:
             found = next((file for file in files if file.path == path), None)
             if found is None:
                 raise NoSuchSnapshot(f"{path!r} is not in the archive")
-            stream = lease.snapshot.streams.get(found.stream)
-            kind = mimetypes.guess_type(path, strict=False)[0] or OCTETS
-            etag = f"{lease.snapshot.digest(f'files {found.stream}')}-{found.offset}"
-            source = _PartSource(stream, found.offset) if stream is not None else _FileSource(lease.snapshot)
-            response = self._represent(head, lease, source, found.size, kind, etag)
-            # An archive may hold any page: a browser shows it as if it came from nowhere.
-            guard = (("Content-Security-Policy", "sandbox"), ("X-Content-Type-Options", "nosniff"))
-            return response._replace(headers=(*response.headers, *guard))
+            response = self._represent(head, lease, archived_contents(lease.snapshot, found))
+            return response._replace(headers=(*response.headers, *ARCHIVED_GUARD))
         except BaseException:
             lease.release()
             raise

@@ -110,7 +110,7 @@ def parse_head(head: bytes) -> RequestHead:
         if name in headers:
             if name in _SINGLE:
                 raise RequestError(400, f"the header {name} comes more than once")
-            value = f"{headers[name]}, {value}"
+            value = f"{headers[name]},{value}"  # no blank: so do those who sign header values
         headers[name] = value
     minor = 1 if line[4] != b"0" else 0
     _check_host(headers, minor)

@@ -1,0 +1,147 @@
+"""Who may ask over S3, and for what: the keys file, and the policy in front of the application."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+from hexz.access import Gate
+from hexz.errors import ConfigError
+from hexz.protocol.http.head import RequestHead
+from hexz.protocol.http.responses import Response
+from hexz.protocol.s3.errors import S3Error
+from hexz.protocol.s3.sigv4 import Claim, Scope, check_signature, check_time, parse_claim, signing_key
+from hexz.servers.s3_answers import error_answer
+
+__all__ = ["KeyFile", "S3Policy"]
+
+MAX_KEY_FILE = 1 << 20
+SMALLEST_SECRET = 16
+"""Shortest secret accepted, characters: shorter ones can be guessed."""
+_ACCESS_KEY = re.compile(r"[!-~]{3,128}")
+
+
+class _Key(NamedTuple):
+    secret: str
+    buckets: frozenset[str] | None  # None for all
+
+
+class KeyFile:
+    """Access keys from a file of ``ACCESS_KEY SECRET [BUCKET ...]`` lines; ``#`` begins a comment.
+
+    A key with buckets may read these alone.
+    """
+
+    def __init__(self, path: str) -> None:
+        """Read the file.
+
+        Raises: ConfigError.
+        """
+        self._path = path
+        self._keys = self._read()
+        self._signing: dict[str, tuple[_Key, Scope, bytes]] = {}  # the last scope that each key signed for
+
+    def _read(self) -> dict[str, _Key]:
+        try:
+            with open(self._path, encoding="utf-8") as file:
+                lines = file.read(MAX_KEY_FILE).splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+            raise ConfigError(f"{self._path}: cannot read the keys: {reason}") from None
+        found: dict[str, _Key] = {}
+        for number, line in enumerate(lines, 1):
+            words = re.sub(r"(^|\s)#.*", "", line).split()
+            if not words:
+                continue
+            access_key, secret = words[0], words[1] if len(words) > 1 else ""
+            if access_key in found or not _ACCESS_KEY.fullmatch(access_key) or len(secret) < SMALLEST_SECRET:
+                raise ConfigError(
+                    f"{self._path}: line {number}: write ACCESS_KEY SECRET [BUCKET ...], each key once, "
+                    f"secrets of at least {SMALLEST_SECRET} characters"
+                )
+            found[access_key] = _Key(secret, frozenset(words[2:]) or None)
+        if not found:
+            raise ConfigError(f"{self._path}: has no key: nobody could ask anything")
+        return found
+
+    def reload(self) -> None:
+        """Read the file again.
+
+        Raises: ConfigError, and then the old keys stay.
+        """
+        self._keys = self._read()
+        self._signing = {}
+
+    def check(self, head: RequestHead, claim: Claim) -> None:
+        """See that `claim` was made with the secret of its key.
+
+        Raises: S3Error.
+        """
+        key = self._keys.get(claim.access_key)
+        if key is None:
+            raise S3Error("InvalidAccessKeyId", None, (("AWSAccessKeyId", claim.access_key),))
+        kept = self._signing.get(claim.access_key)
+        if kept is not None and kept[0] is key and kept[1] == claim.scope:
+            check_signature(head, claim, kept[2])
+            return
+        derived = signing_key(key.secret, claim.scope)
+        check_signature(head, claim, derived)
+        # Kept only now: who does not know the secret cannot make others pay for deriving it again.
+        self._signing[claim.access_key] = (key, claim.scope, derived)
+
+    def may_read(self, access_key: str, buckets: Iterable[str]) -> bool:
+        """Whether the key is for a bucket with one of these names."""
+        key = self._keys.get(access_key)
+        return key is not None and (key.buckets is None or not key.buckets.isdisjoint(buckets))
+
+
+class S3Policy:
+    """The rate limit first, then the signature."""
+
+    def __init__(
+        self, gate: Gate, keys: KeyFile | None, anonymous: bool, clock: Callable[[], float] = time.time
+    ) -> None:
+        """Without `keys` there is nothing to check a signature against, and everybody is anonymous.
+
+        `anonymous` lets those in who do not sign.
+        """
+        self._gate = gate
+        self._keys = keys
+        self._anonymous = anonymous
+        self._clock = clock
+
+    def admit(self, head: RequestHead, peer: str) -> tuple[str | None, Response | None]:
+        """The access key that signed the request, and a refusal if there is one."""
+        _, refusal = self._gate.admit(head, peer)
+        try:
+            if refusal is not None:
+                retry = tuple(header for header in refusal.headers if header[0] == "Retry-After")
+                raise S3Error("SlowDown", None, (), retry)
+            return self._who(head), None
+        except S3Error as error:
+            return None, error_answer(error, head.path)
+
+    def _who(self, head: RequestHead) -> str | None:
+        if self._keys is None:
+            if not self._anonymous:
+                raise S3Error("AccessDenied")
+            return None
+        claim = parse_claim(head)
+        if claim is None:
+            if not self._anonymous:
+                raise S3Error("AccessDenied")
+            return None
+        check_time(claim, self._clock())
+        self._keys.check(head, claim)
+        return claim.access_key
+
+    def standing(self) -> object | None:
+        """An object that stays the same while whoever was admitted would be again; None when each request counts."""
+        # A signature is good for one time and often one range: only the anonymous may ask again unlooked at.
+        return self._gate.standing() if self._keys is None else None
+
+    def sent(self, peer: str, size: int) -> None:
+        """`size` body bytes went to `peer`."""
+        self._gate.sent(peer, size)

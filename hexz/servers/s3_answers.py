@@ -1,0 +1,38 @@
+"""Answers in S3's shape: documents, errors, and the ids that every one carries."""
+
+from __future__ import annotations
+
+import base64
+import os
+
+from hexz.protocol.http.responses import Response
+from hexz.protocol.s3.errors import S3Error
+from hexz.protocol.s3.xml import error_document
+
+__all__ = ["document_answer", "error_answer", "with_ids"]
+
+_XML = ("Content-Type", "application/xml")
+
+
+def _ids() -> tuple[str, str]:
+    random = os.urandom(32)
+    return random[:8].hex().upper(), base64.b64encode(random[8:]).decode("ascii")
+
+
+def with_ids(response: Response) -> Response:
+    """`response` with a request id."""
+    request_id, host_id = _ids()
+    return response._replace(headers=(("x-amz-request-id", request_id), ("x-amz-id-2", host_id), *response.headers))
+
+
+def document_answer(document: bytes, headers: tuple[tuple[str, str], ...] = ()) -> Response:
+    """200 with a document."""
+    return Response(200, (_XML, *headers), (document,), len(document))
+
+
+def error_answer(error: S3Error, resource: str) -> Response:
+    """A refusal with its document, ids included."""
+    request_id, host_id = _ids()
+    body = error_document(error, resource, request_id, host_id)
+    headers = (("x-amz-request-id", request_id), ("x-amz-id-2", host_id), _XML, *error.headers)
+    return Response(error.status, headers, (body,), len(body))
