@@ -53,7 +53,7 @@ def assemble(
     services = {protocol: _service(protocol, catalog, settings, running) for protocol in sorted(protocols)}
     if activated:
         for name, sock in activated:
-            front.add(Listener(sock, services[name], settings.options.max_connections))
+            front.add(Listener(sock, services[name], settings.options.max_connections, shared=True))
         return running
     for protocol, addresses in settings.listen.items():
         for number, address in enumerate(addresses):
@@ -65,6 +65,7 @@ def assemble(
                 notifier.forget(stored)
                 listener = Listener.open(address, services[protocol], settings.options.max_connections)
             notifier.keep(stored, listener.sock)
+            listener.shared = notifier.managed
             front.add(listener)
     for sock in kept.values():
         sock.close()

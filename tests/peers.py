@@ -124,7 +124,8 @@ class Server:
 
     def __exit__(self, kind: object, *_: object) -> None:
         if kind is None:
-            assert self.stop() in (0, -signal.SIGKILL)
+            status = self.stop()
+            assert status in (0, -signal.SIGKILL), f"status {status}: {self.stderr()}"
         else:
             self.process.kill()
             self.process.wait()

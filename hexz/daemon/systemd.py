@@ -33,6 +33,11 @@ class Notifier:
         """Seconds between two signs of life that the manager wants, 0 for none: a third of its limit."""
         self._alive = 0.0
 
+    @property
+    def managed(self) -> bool:
+        """There is a service manager, which keeps what it is given."""
+        return self._socket is not None
+
     def _send(self, *lines: str, fd: int | None = None) -> None:
         if self._socket is None:
             return

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-from hexz.servers.addresses import Address, UnixAddress, open_socket, unlink_socket, url_of
+from hexz.servers.addresses import BACKLOG, Address, UnixAddress, open_socket, unlink_socket, url_of
 
 __all__ = ["DEFAULT_MAX_CONNECTIONS", "Connection", "Front", "Listener", "Service"]
 
@@ -31,6 +31,8 @@ STACK_BYTES = 512 << 10
 EXHAUSTED_PAUSE_S = 0.1
 """Pause of the accept loop when the process is out of descriptors or memory."""
 ACCEPTS_AT_ONCE = 64
+FIRST_WORD_S = 5.0
+"""How long after its arrival a connection that has asked for nothing is spared by `Front.drain`."""
 LAST_WORD_S = 1.0
 """How long `Front.drain` waits for threads whose sockets were cut."""
 _OUT_OF_RESOURCES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
@@ -63,6 +65,7 @@ class Connection:
         self.listener = listener
         self.peer = peer
         self.since = time.monotonic()
+        self.spoken = False  # set by the service with the peer's first request
 
     @property
     def draining(self) -> bool:
@@ -70,7 +73,13 @@ class Connection:
         return self.listener.draining
 
     def hang_up_idle(self) -> None:
-        """Let a receive that waits see the end of the stream; what is being sent goes on."""
+        """Let a receive that waits see the end of the stream; what is being sent goes on.
+
+        Not yet where the peer has only just come: its first request is on the way, and it would
+        take the end for a refused connection.  `Front.drain` comes back to it.
+        """
+        if not self.spoken and time.monotonic() - self.since < FIRST_WORD_S:
+            return
         with contextlib.suppress(OSError):  # the peer was faster
             # Not the method of an SSLSocket: that would have the rest of the replies sent in the clear.
             socket.socket.shutdown(self.sock, socket.SHUT_RD)
@@ -85,13 +94,18 @@ class Listener:
         service: Service,
         max_connections: int = DEFAULT_MAX_CONNECTIONS,
         own_path: str | None = None,
+        shared: bool = False,
     ) -> None:
-        """`own_path` is the unix socket to remove at the end; sockets passed by a supervisor have none."""
+        """`own_path` is the unix socket to remove at the end; sockets passed by a supervisor have none.
+
+        `shared`: somebody else holds the socket too, and connections that wait at the end are for the successor.
+        """
         sock.setblocking(False)
         self.sock = sock
         self.service = service
         self.max_connections = max_connections
         self.url = url_of(service.scheme, sock, own_path)
+        self.shared = shared
         self.draining = False  # set once, by stop_accepting
         self.accepted = 0  # written by the accepting thread only
         self.refused = 0  # the same
@@ -109,9 +123,9 @@ class Listener:
         own_path = address.path if isinstance(address, UnixAddress) else None
         return cls(open_socket(address), service, max_connections, own_path)
 
-    def accept(self) -> None:
+    def accept(self, most: int = ACCEPTS_AT_ONCE) -> None:
         """Take the connections that wait, each into a thread.  Raises: OSError when resources are exhausted."""
-        for _ in range(ACCEPTS_AT_ONCE):
+        for _ in range(most):
             try:
                 sock, where = self.sock.accept()
             except (BlockingIOError, InterruptedError):
@@ -179,6 +193,9 @@ class Listener:
         self.draining = True
         if self._own_path is not None:
             unlink_socket(self._own_path, self._inode)
+        if not self.shared:
+            with contextlib.suppress(OSError):  # the rest is refused, as all that come later
+                self.accept(BACKLOG)  # closing would reset those that wait
         self.sock.close()
         for connection in self.live():
             self.service.drain(connection)
@@ -267,11 +284,16 @@ class Front:
         return clean
 
     def _wait(self, deadline: float, hurry: Callable[[], bool]) -> bool:
-        while any(listener.live() for listener in self.listeners):
+        while True:
+            live = [connection for listener in self.listeners for connection in listener.live()]
+            if not live:
+                return True
             if time.monotonic() >= deadline or hurry():
                 return False
+            for connection in live:
+                if not connection.spoken:
+                    connection.hang_up_idle()
             time.sleep(0.01)
-        return True
 
     def close(self) -> None:
         """Free the loop's own descriptors; after `drain`."""

@@ -64,5 +64,5 @@ class HttpService:
             connection.sock.send(_BUSY)
 
     def drain(self, connection: Connection) -> None:
-        """Idle connections end now, others after the response that is running."""
+        """Idle connections end now, others after the response that is running, new ones after their first."""
         connection.hang_up_idle()

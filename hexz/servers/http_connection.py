@@ -127,6 +127,7 @@ class HttpConnection:
         if self._again is not None and self._answer_again(self._again, raw):
             return self._streak < STREAK or self._join_crowd(self._again)
         self._streak = 0
+        self._connection.spoken = True
         began = time.monotonic()
         head = parse_head(raw)
         framing = framing_of(head)

@@ -92,6 +92,7 @@ class NbdService:
         if found is None:
             return  # taken away since it was agreed on
         lease, export = found
+        connection.spoken = True
         try:
             Transmission(connection, sock, export, negotiated, self._pool, handshake.rest).run()
             self._say_bye(sock)

@@ -72,4 +72,4 @@ def test_service(scenario: str, snapshot_file: Path, disk_image: Path) -> None:
     if str(ROOT).startswith("/tmp/"):
         shown.add(str(ROOT))
     command = ["env", f"BOX_SHOW={' '.join(sorted(shown))}", "bash", HERE / "box.sh"]
-    run(*command, "bash", HERE / "inside.sh", scenario, ROOT, snapshot_file, disk_image, timeout=100)
+    run(*command, "bash", HERE / "inside.sh", scenario, ROOT, snapshot_file, disk_image, timeout=200)
