@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from hexz.errors import HexzError, NoSuchSnapshot, UsageError
+from hexz.metrics import SnapshotMetrics
 from hexz.snapshot import OpenContext, Snapshot, Stream, open_snapshot
 
 __all__ = ["MAX_NAME", "Catalog", "Lease", "SyncResult", "check_name"]
@@ -39,12 +40,13 @@ def check_name(name: str) -> str:
 class _Published:
     """A snapshot under its name, and how many leases of it are out."""
 
-    __slots__ = ("gone", "idle", "leases", "lock", "name", "path", "since", "snapshot")
+    __slots__ = ("gone", "idle", "leases", "lock", "metrics", "name", "path", "since", "snapshot")
 
-    def __init__(self, name: str, path: str, snapshot: Snapshot) -> None:
+    def __init__(self, name: str, path: str, snapshot: Snapshot, metrics: SnapshotMetrics) -> None:
         self.name = name
         self.path = path
         self.snapshot = snapshot
+        self.metrics = metrics
         self.since = time.time()
         self.lock = threading.Lock()
         self.leases = 0  # guarded by lock
@@ -80,12 +82,13 @@ class _Published:
 class Lease:
     """The right to read a snapshot until `release`; also a context manager that gives the snapshot."""
 
-    __slots__ = ("_published", "name", "snapshot")
+    __slots__ = ("_published", "metrics", "name", "snapshot")
 
     def __init__(self, published: _Published) -> None:
         self._published: _Published | None = published
         self.name = published.name
         self.snapshot = published.snapshot
+        self.metrics = published.metrics
 
     def release(self) -> None:
         """Give the lease back; a second time does nothing."""
@@ -115,6 +118,7 @@ class Catalog:
     def __init__(self, context: OpenContext) -> None:
         self.context = context
         self.default: str | None = None
+        context.metrics.default = lambda: self.default
         self._published: dict[str, _Published] = {}  # replaced as entries under _lock; read without it
         self._reserved: set[str] = set()  # names being opened; guarded by _lock
         self._lock = threading.Lock()
@@ -193,9 +197,13 @@ class Catalog:
                 raise UsageError(f"a snapshot called {name!r} is already served: use NAME=FILE to choose another name")
             self._reserved.add(name)
         try:
-            published = _Published(name, path, open_snapshot(path, self.context))
+            snapshot = open_snapshot(path, self.context)
             with self._lock:
                 old = self._published.get(name)
+                # The figures of a name go on when another file takes its place.
+                metrics = old.metrics if old is not None else self.context.metrics.publish(name)
+                metrics.file = snapshot.counts
+                published = _Published(name, path, snapshot, metrics)
                 self._published[name] = published
                 if self.default is None:
                     self.default = name
@@ -216,6 +224,7 @@ class Catalog:
                 self.default = next(iter(self._published), None)
         if published is None:
             raise NoSuchSnapshot(f"there is no snapshot called {name!r}")
+        self.context.metrics.withdraw(published.metrics)
         published.withdraw()
         return published.idle.wait(timeout)
 

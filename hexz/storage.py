@@ -10,9 +10,11 @@ import errno
 import os
 import stat
 import threading
+import time
 from typing import Protocol
 
 from hexz.errors import SnapshotNotFound, SnapshotUnreadable, StorageError, SystemFailure
+from hexz.metrics.files import ReadCounts
 
 __all__ = ["LocalFile", "Storage"]
 
@@ -27,6 +29,7 @@ class Storage(Protocol):
     size: int
     modified_ns: int
     identity: str
+    reads: ReadCounts
 
     def read(self, offset: int, length: int) -> bytes:
         """Exactly `length` bytes at `offset`, or StorageError."""
@@ -68,6 +71,7 @@ class LocalFile:
         self.size = status.st_size
         self.modified_ns = status.st_mtime_ns
         self.identity = f"{status.st_dev}:{status.st_ino}:{status.st_size}:{status.st_mtime_ns}"
+        self.reads = ReadCounts()  # guarded by _lock
         self._lock = threading.Lock()
         self._readers = 0  # guarded by _lock
         self._closing = False  # guarded by _lock
@@ -82,6 +86,8 @@ class LocalFile:
             if self._closing:
                 raise StorageError(self.name, offset, length, "the snapshot is closed")
             self._readers += 1
+        began = time.perf_counter()
+        data = b""
         try:
             data = os.pread(self._fd, length, offset)
             if len(data) != length:
@@ -90,6 +96,10 @@ class LocalFile:
             raise StorageError(self.name, offset, length, error.strerror or str(error)) from error
         finally:
             with self._lock:
+                if len(data) == length:
+                    self.reads.add(length, time.perf_counter() - began)
+                else:
+                    self.reads.fail()
                 self._readers -= 1
                 last = self._closing and not self._readers
             if last:

@@ -16,9 +16,10 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from typing import NamedTuple
 
-__all__ = ["EMPTY", "Block", "BlockCache", "CacheCounts", "Loading"]
+from hexz.metrics.figures import CacheFigures
+
+__all__ = ["EMPTY", "Block", "BlockCache", "Loading"]
 
 
 class Block:
@@ -42,18 +43,6 @@ class Block:
 
 EMPTY = Block(None, None)
 """Stands where no block was loaded yet."""
-
-
-class CacheCounts(NamedTuple):
-    """What the cache did since it was made; `held` and `budget` are bytes."""
-
-    loads: int
-    failures: int
-    waits: int
-    evictions: int
-    blocks: int
-    held: int
-    budget: int
 
 
 class Loading:
@@ -186,15 +175,25 @@ class BlockCache:
                     self._drop(block, block.data)
             self._hand = deque(block for block in self._hand if block.data is not None)
 
-    def counts(self) -> CacheCounts:
+    def counts(self) -> CacheFigures:
         """The figures now, consistent with each other."""
         with self._lock:
-            return CacheCounts(
+            return CacheFigures(
+                len(self._table),
+                self._held,
+                self.budget,
                 self._loads,
                 self._failures,
                 self._waits,
                 self._evictions,
-                len(self._table),
-                self._held,
-                self.budget,
             )
+
+    def holdings(self) -> dict[int, tuple[int, int]]:
+        """The blocks and bytes of each file, by the number that its keys begin with."""
+        sums: dict[int, tuple[int, int]] = {}
+        for block in list(self._table.values()):  # in one step, so that no lock is needed
+            key, data = block.key, block.data
+            if data is not None and isinstance(key, tuple):
+                blocks, size = sums.get(key[0], (0, 0))
+                sums[key[0]] = (blocks + 1, size + len(data))
+        return sums

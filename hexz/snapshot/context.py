@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from hexz.cache import BlockCache, Workers
+from hexz.metrics import Metrics
 from hexz.snapshot.pages import PageCache
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ class OpenContext(NamedTuple):
     blocks: BlockCache
     pages: PageCache
     workers: Workers
+    metrics: Metrics
     opened: dict[tuple[str, str], Snapshot]
     password: bytes | None = None
     parent_dirs: tuple[str, ...] = ()
@@ -45,4 +47,7 @@ def new_context(
     """
     index = min(max(cache_size // 4, SMALLEST_INDEX_CACHE), LARGEST_INDEX_CACHE)
     threads = Workers(workers)
-    return OpenContext(BlockCache(cache_size, threads.help), PageCache(index), threads, {}, password, parent_dirs)
+    blocks = BlockCache(cache_size, threads.help)
+    metrics = Metrics()
+    metrics.cache, metrics.holdings, metrics.workers = blocks.counts, blocks.holdings, threads.count
+    return OpenContext(blocks, PageCache(index), threads, metrics, {}, password, parent_dirs)

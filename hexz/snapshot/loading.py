@@ -7,6 +7,7 @@ per run and not per block.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple, Optional
@@ -120,6 +121,7 @@ class BlockLoader:
         finally:
             if made:
                 made[0].ahead = use
+                self._snapshot.counts.heat.note(self._name, run.start, run.end)
             self._blocks.settle([claim for _, claim in duties])
         for (number, _), block in zip(duties, made):
             if block.data is not None and len(block.data) <= self._blocks.budget:
@@ -215,17 +217,23 @@ class BlockLoader:
             first.fresh = True
             use = None
         for run in self._runs(self._absent(iter(wanted)), AHEAD_RUN_BYTES):
-            if not self._workers.offer(self._task(run, use)):
+            if not self._workers.offer(self._task(run, use, counted=True)):
                 break
             use = None
         page, number = wanted[-1]
         return page.page.block_start(number) + page.page.logical[number]
 
-    def _task(self, run: Run, use: Use) -> Callable[[], None]:
+    def _task(self, run: Run, use: Use, counted: bool = False) -> Callable[[], None]:
+        """The work of loading a run; `counted` when nobody is known to need it yet."""
+
         def work() -> None:
             # Nobody waits for this result: whoever asks for such a block meets the same trouble and is told.
+            began = time.perf_counter()
             try:
-                self.load_run(run, fresh=True, use=use)
+                made = self.load_run(run, fresh=True, use=use)
+                if made and counted:
+                    size = sum(len(data) for data in (block.data for block in made) if data is not None)
+                    self._snapshot.counts.ahead.add(len(made), size, time.perf_counter() - began)
             except HexzError as error:
                 self._snapshot.note_failure(error)
             except Exception as error:

@@ -15,6 +15,7 @@ from hexz.format.crypto import BlockCipher
 from hexz.format.header import Header
 from hexz.format.index import MasterIndex
 from hexz.format.metadata import ArchivedFile, ManifestError, parse_manifest, parse_metadata
+from hexz.metrics.files import FileCounts
 from hexz.snapshot.context import OpenContext
 from hexz.snapshot.parents import HashIndex, Lineage
 from hexz.snapshot.stream import Stream
@@ -73,6 +74,9 @@ class Snapshot:
         ):
             if pages or size:
                 self.streams[name] = Stream(self, name, parts.master)
+        sizes = {stream.name: stream.size for stream in self.streams.values()}
+        families = [parent.counts for parent in parts.parents]
+        self.counts: FileCounts = FileCounts(self.uid, self.path, parts.storage.reads, sizes, families)
         self.lineage = Lineage(self)
         self._lock = threading.Lock()
         self._uses = 1  # written under _lock

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from hexz.cache import Block
 from hexz.format.index import MasterIndex, PageRecord
+from hexz.metrics.waiting import waited
 from hexz.snapshot import extents as extent_lists
 from hexz.snapshot.extents import Extent
 from hexz.snapshot.loading import BlockLoader
@@ -195,6 +196,7 @@ class Stream:
         runs = self._loader.missing(offset, end)
         if not runs:
             return
+        waited.size += sum(min(run.end, end) - max(run.start, offset) for run in runs)
         self._loader.share(runs[1:])
         self._readahead.missed(runs[0].start, runs[-1].end)
         for run in runs:
