@@ -13,11 +13,11 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-from hexz.errors import HexzError, NoSuchSnapshot, UsageError
+from hexz.errors import HexzError, NameTaken, NoSuchSnapshot, UsageError
 from hexz.metrics import SnapshotMetrics
 from hexz.snapshot import OpenContext, Snapshot, Stream, open_snapshot
 
-__all__ = ["MAX_NAME", "Catalog", "Lease", "SyncResult", "check_name"]
+__all__ = ["MAX_NAME", "Catalog", "Lease", "Served", "SyncResult", "check_name"]
 
 log = logging.getLogger("hexz.catalog")
 
@@ -30,8 +30,11 @@ def check_name(name: str) -> str:
 
     Raises: UsageError.
     """
-    if not name or name in (".", "..") or "/" in name or not name.isprintable():
-        raise UsageError(f"{name!r} cannot be a snapshot's name: no '/', no control characters, not empty, '.' or '..'")
+    parts = name.split("/")
+    if not name.isprintable() or any(part in ("", ".", "..") for part in parts):
+        raise UsageError(f"{name!r} cannot be a snapshot's name: no control characters, no part empty, '.' or '..'")
+    if len(parts) > 1 and parts[-1] == "memory":
+        raise UsageError(f"{name!r} cannot be a snapshot's name: it means the memory of {'/'.join(parts[:-1])!r}")
     if len(name.encode("utf-8", "surrogatepass")) > MAX_NAME:
         raise UsageError(f"{name[:40]!r}...: a snapshot's name has at most {MAX_NAME} bytes")
     return name
@@ -40,17 +43,22 @@ def check_name(name: str) -> str:
 class _Published:
     """A snapshot under its name, and how many leases of it are out."""
 
-    __slots__ = ("gone", "idle", "leases", "lock", "metrics", "name", "path", "since", "snapshot")
+    __slots__ = (
+        "actions", "ended", "gone", "idle", "leases", "lock", "metrics", "mounted", "name", "path", "since", "snapshot",
+    )  # fmt: skip
 
-    def __init__(self, name: str, path: str, snapshot: Snapshot, metrics: SnapshotMetrics) -> None:
+    def __init__(self, name: str, path: str, snapshot: Snapshot, metrics: SnapshotMetrics, mounted: bool) -> None:
         self.name = name
         self.path = path
         self.snapshot = snapshot
         self.metrics = metrics
+        self.mounted = mounted
         self.since = time.time()
+        self.actions: dict[object, Callable[[], None]] = {}  # by lease; guarded by lock
         self.lock = threading.Lock()
         self.leases = 0  # guarded by lock
         self.gone = False  # guarded by lock
+        self.ended = False  # guarded by lock
         self.idle = threading.Event()  # set when gone and the last lease ended
 
     def take(self) -> bool:
@@ -60,8 +68,9 @@ class _Published:
             self.leases += 1
             return True
 
-    def give_back(self) -> None:
+    def give_back(self, lease: object) -> None:
         with self.lock:
+            self.actions.pop(lease, None)
             self.leases -= 1
             last = self.gone and not self.leases
         if last:
@@ -73,6 +82,14 @@ class _Published:
             self.gone = True
         if last:
             self._close()
+
+    def end_leases(self) -> None:
+        """Ask those who hold long leases to give them back."""
+        with self.lock:
+            self.ended = True
+            actions = list(self.actions.values())
+        for action in actions:
+            action()
 
     def _close(self) -> None:
         self.snapshot.close()
@@ -94,13 +111,37 @@ class Lease:
         """Give the lease back; a second time does nothing."""
         published, self._published = self._published, None
         if published is not None:
-            published.give_back()
+            published.give_back(self)
+
+    def when_ended(self, action: Callable[[], None]) -> None:
+        """Do `action`, from another thread, when the snapshot is taken away for good: the lease should end soon."""
+        published = self._published
+        if published is not None:
+            with published.lock:
+                published.actions[self] = action
+                ended = published.ended
+            if ended:
+                action()
 
     def __enter__(self) -> Snapshot:
         return self.snapshot
 
     def __exit__(self, *_: object) -> None:
         self.release()
+
+
+class Served(NamedTuple):
+    """A snapshot under its name: the file, since when (seconds since 1970), and how many leases are out.
+
+    `mounted` ones came while the daemon ran, the others with its arguments.
+    """
+
+    name: str
+    path: str
+    since: float
+    mounted: bool
+    leases: int
+    snapshot: Snapshot
 
 
 class SyncResult(NamedTuple):
@@ -157,13 +198,29 @@ class Catalog:
 
         Raises: NoSuchSnapshot.
         """
-        name, slash, which = export.partition("/")
+        name, which = export, "disk"
+        if export.endswith("/memory"):
+            name, which = export[: -len("/memory")], "memory"
         lease = self.lease(name)
-        stream = lease.snapshot.streams.get(which if slash else "disk")
+        stream = lease.snapshot.streams.get(which)
         if stream is None:
             lease.release()
-            raise NoSuchSnapshot(f"snapshot {lease.name!r} has no {which if slash else 'disk'} stream")
+            raise NoSuchSnapshot(f"snapshot {lease.name!r} has no {which} stream")
         return lease, stream
+
+    def served(self) -> list[Served]:
+        """Every snapshot with its facts."""
+        return [
+            Served(one.name, one.path, one.since, one.mounted, one.leases, one.snapshot)
+            for one in list(self._published.values())
+        ]
+
+    def make_default(self, name: str) -> None:
+        """Let `name` be what is served where no name is given.  Raises: NoSuchSnapshot."""
+        with self._lock:
+            if name not in self._published:
+                raise NoSuchSnapshot(f"there is no snapshot called {name!r}")
+            self.default = name
 
     def exports(self) -> list[str]:
         """Every name that `stream` accepts, but for the empty one."""
@@ -175,26 +232,26 @@ class Catalog:
                 found.append(f"{name}/memory")
         return found
 
-    def add(self, name: str, path: str) -> None:
-        """Open the file at `path` and publish it as `name`.
+    def add(self, name: str, path: str, mounted: bool = False) -> None:
+        """Open the file at `path` and publish it as `name`; a `mounted` one stays when the arguments are read again.
 
-        Raises: UsageError when the name is taken or impossible; what `open_snapshot` raises.
+        Raises: NameTaken; UsageError when the name is impossible; what `open_snapshot` raises.
         """
-        self._publish(check_name(name), path, replace=False)
+        self._publish(check_name(name), path, mounted, replace=False)
 
-    def replace(self, name: str, path: str) -> None:
+    def replace(self, name: str, path: str, mounted: bool = False) -> None:
         """Open the file at `path` and let it take the place of `name`; reads under way finish on the old one.
 
-        Raises: NoSuchSnapshot; what `open_snapshot` raises, and then the old one stays.
+        Raises: NoSuchSnapshot; NameTaken; what `open_snapshot` raises, and then the old one stays.
         """
-        self._publish(name, path, replace=True)
+        self._publish(name, path, mounted, replace=True)
 
-    def _publish(self, name: str, path: str, replace: bool) -> None:
+    def _publish(self, name: str, path: str, mounted: bool, replace: bool) -> None:
         with self._lock:
-            if name in self._reserved or (name in self._published) is not replace:
-                if replace and name not in self._published:
-                    raise NoSuchSnapshot(f"there is no snapshot called {name!r}")
-                raise UsageError(f"a snapshot called {name!r} is already served: use NAME=FILE to choose another name")
+            if replace and name not in self._published:
+                raise NoSuchSnapshot(f"there is no snapshot called {name!r}")
+            if name in self._reserved or (name in self._published and not replace):
+                raise NameTaken(f"a snapshot called {name!r} is already served: use NAME=FILE to choose another name")
             self._reserved.add(name)
         try:
             snapshot = open_snapshot(path, self.context)
@@ -203,7 +260,7 @@ class Catalog:
                 # The figures of a name go on when another file takes its place.
                 metrics = old.metrics if old is not None else self.context.metrics.publish(name)
                 metrics.file = snapshot.counts
-                published = _Published(name, path, snapshot, metrics)
+                published = _Published(name, path, snapshot, metrics, mounted)
                 self._published[name] = published
                 if self.default is None:
                     self.default = name
@@ -213,9 +270,10 @@ class Catalog:
         if old is not None:
             old.withdraw()
 
-    def remove(self, name: str, timeout: float = 0.0) -> bool:
+    def remove(self, name: str, timeout: float = 0.0, end_leases: bool = False) -> bool:
         """Take `name` away; True when its last lease ended within `timeout` seconds.
 
+        `end_leases` asks those who hold it for long to let go; otherwise they end in their own time.
         Raises: NoSuchSnapshot.
         """
         with self._lock:
@@ -226,6 +284,8 @@ class Catalog:
             raise NoSuchSnapshot(f"there is no snapshot called {name!r}")
         self.context.metrics.withdraw(published.metrics)
         published.withdraw()
+        if end_leases:
+            published.end_leases()
         return published.idle.wait(timeout)
 
     def sync(self, find_sources: Callable[[], list[tuple[str, str]]]) -> SyncResult:
@@ -242,10 +302,10 @@ class Catalog:
             except HexzError as error:
                 result.failed.append(f"{name}: {error}")
                 log.warning("not reloaded: %s", error)
-        for name in self.names():
-            if name not in sources:
-                self.remove(name)
-                result.removed.append(name)
+        for one in self.served():
+            if one.name not in sources and not one.mounted:
+                self.remove(one.name)
+                result.removed.append(one.name)
         return result
 
     def _sync_one(self, name: str, path: str, result: SyncResult) -> None:
@@ -254,6 +314,8 @@ class Catalog:
             self.add(name, path)
             result.added.append(name)
             return
+        if published.mounted:
+            raise NameTaken(f"{path}: a snapshot that was mounted while running is called {name!r} already")
         fresh = open_snapshot(path, self.context)
         same = fresh is published.snapshot
         fresh.close()

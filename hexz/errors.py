@@ -17,6 +17,7 @@ __all__ = [
     "CryptographyMissing",
     "HexzError",
     "ListenError",
+    "NameTaken",
     "NoSuchSnapshot",
     "NotASnapshot",
     "ParentMissing",
@@ -162,6 +163,12 @@ class NoSuchSnapshot(HexzError):
     exit_status = 66
     http_status = 404
     nbd_errno = errno.ENOENT
+
+
+class NameTaken(UsageError):
+    """A snapshot of that name is served already, or being opened."""
+
+    http_status = 409
 
 
 class BadRequest(HexzError):

@@ -12,16 +12,18 @@ import contextlib
 import errno
 import logging
 import os
+import select
 import selectors
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 from hexz.servers.addresses import BACKLOG, Address, UnixAddress, open_socket, unlink_socket, url_of
 
-__all__ = ["DEFAULT_MAX_CONNECTIONS", "Connection", "Front", "Listener", "Service"]
+__all__ = ["DEFAULT_MAX_CONNECTIONS", "Connection", "Front", "Give", "Listener", "Service", "Summons"]
 
 log = logging.getLogger("hexz.servers")
 
@@ -56,6 +58,42 @@ class Service(Protocol):
         `connection.draining` between requests.
         """
 
+    def resume(self, connection: Connection, state: dict[str, Any], received: bytes) -> None:
+        """Go on with a connection that another process gave up between two requests, instead of `serve`.
+
+        `state` is what that process's service said, `received` what it had received of the next request.
+        """
+
+
+class Summons:
+    """The call to every connection to stop between two requests, because a successor takes them over.
+
+    A thread that waits for a client polls the descriptor beside its socket; it stays readable for good.
+    """
+
+    def __init__(self) -> None:
+        self._read, self._write = os.pipe()
+        self.called = False  # set once
+
+    def fileno(self) -> int:
+        """What to poll."""
+        return self._read
+
+    def call(self) -> None:
+        """From now on."""
+        if not self.called:
+            self.called = True
+            os.write(self._write, b"\0")
+
+    def close(self) -> None:
+        """Free the descriptors; no connection may be left."""
+        os.close(self._read)
+        os.close(self._write)
+
+
+Give = Callable[["Connection", "dict[str, Any]", bytes], bool]
+"""Gives a connection to the successor, with its service's state and what was received; False when it cannot."""
+
 
 class Connection:
     """An accepted socket, its peer's name for logs, and whether the daemon is stopping."""
@@ -66,11 +104,36 @@ class Connection:
         self.peer = peer
         self.since = time.monotonic()
         self.spoken = False  # set by the service with the peer's first request
+        self._ending = False  # set once
 
     @property
     def draining(self) -> bool:
-        """The daemon is stopping: finish what runs, take nothing new."""
-        return self.listener.draining
+        """The daemon is stopping, or what is read here was taken away: finish what runs, take nothing new."""
+        return self._ending or self.listener.draining
+
+    def end(self) -> None:
+        """See that this one connection drains.  From any thread."""
+        self._ending = True
+        self.listener.service.drain(self)
+
+    @property
+    def summoned(self) -> bool:
+        """A successor waits: stop between two requests and `give` the connection."""
+        summons = self.listener.summons
+        return summons is not None and summons.called and not self._ending
+
+    def await_input(self, seconds: float | None) -> bool:
+        """Wait for data, the end of the stream or the summons; False when none of them came in time."""
+        poll = select.poll()
+        poll.register(self.sock, select.POLLIN)
+        if self.listener.summons is not None:
+            poll.register(self.listener.summons, select.POLLIN)
+        return bool(poll.poll(None if seconds is None else max(seconds, 0) * 1000))
+
+    def give(self, state: dict[str, Any], received: bytes) -> bool:
+        """Give the connection to the successor; afterwards the caller only returns."""
+        give = self.listener.give
+        return give is not None and give(self, state, received)
 
     def hang_up_idle(self) -> None:
         """Let a receive that waits see the end of the stream; what is being sent goes on.
@@ -110,8 +173,10 @@ class Listener:
         self.accepted = 0  # written by the accepting thread only
         self.refused = 0  # the same
         self.connections: set[Connection] = set()  # guarded by _lock
+        self.summons: Summons | None = None  # set when a front takes the listener
+        self.give: Give | None = None  # set before the summons is called
         self._lock = threading.Lock()
-        self._own_path = own_path
+        self.own_path = own_path
         self._inode = os.lstat(own_path).st_ino if own_path else 0
 
     @classmethod
@@ -157,17 +222,27 @@ class Listener:
                 self.service.refuse(connection)
             return
         self.accepted += 1
+        self._start(connection, self.service.serve)
+
+    def adopt(self, sock: socket.socket, peer: str, state: dict[str, Any], received: bytes) -> None:
+        """Serve a connection that came from another process.  Raises: OSError when resources are exhausted."""
+        sock.setblocking(True)
+        connection = Connection(sock, self, peer)
+        with self._lock:
+            self.connections.add(connection)
+        self._start(connection, lambda adopted: self.service.resume(adopted, state, received))
+
+    def _start(self, connection: Connection, serve: Callable[[Connection], None]) -> None:
+        name = f"{self.service.scheme} {connection.peer}"
         try:
-            threading.Thread(
-                target=self._run, args=(connection,), name=f"{self.service.scheme} {peer}", daemon=True
-            ).start()
+            threading.Thread(target=self._run, args=(connection, serve), name=name, daemon=True).start()
         except RuntimeError:  # the system is out of threads
             self._forget(connection)
             raise OSError(errno.ENOMEM, "no thread for the connection") from None
 
-    def _run(self, connection: Connection) -> None:
+    def _run(self, connection: Connection, serve: Callable[[Connection], None]) -> None:
         try:
-            self.service.serve(connection)
+            serve(connection)
         except OSError as error:
             log.debug("%s: %s", connection.peer, error)
         except Exception:
@@ -191,8 +266,8 @@ class Listener:
         if self.draining:
             return
         self.draining = True
-        if self._own_path is not None:
-            unlink_socket(self._own_path, self._inode)
+        if self.own_path is not None:
+            unlink_socket(self.own_path, self._inode)
         if not self.shared:
             with contextlib.suppress(OSError):  # the rest is refused, as all that come later
                 self.accept(BACKLOG)  # closing would reset those that wait
@@ -212,6 +287,8 @@ class Front:
 
     def __init__(self) -> None:
         self.listeners: list[Listener] = []
+        self.summons = Summons()
+        self._calls: deque[Callable[[], None]] = deque()
         self._selector = selectors.DefaultSelector()
         self._wake_read, self._wake_write = socket.socketpair()
         self._wake_read.setblocking(False)
@@ -222,8 +299,14 @@ class Front:
 
     def add(self, listener: Listener) -> None:
         """Accept on `listener` too; from the loop's thread, or before it runs."""
+        listener.summons = self.summons
         self.listeners.append(listener)
         self._selector.register(listener.sock, selectors.EVENT_READ, listener)
+
+    def call(self, action: Callable[[], None]) -> None:
+        """Have the loop's thread do `action` soon.  From any thread."""
+        self._calls.append(action)
+        self.wake()
 
     def wake(self) -> None:
         """Make `run` look round now.  Safe in a signal handler and from any thread."""
@@ -256,6 +339,8 @@ class Front:
                         log.error("%s: cannot accept: %s; going on as resources come back", key.data.url, error)
                     exhausted = True
                     time.sleep(EXHAUSTED_PAUSE_S)
+            while self._calls:
+                self._calls.popleft()()
             tick()
 
     def _drain_wake(self) -> None:
@@ -267,8 +352,24 @@ class Front:
         """Close all listening sockets; connections are told to end."""
         for listener in self.listeners:
             if not listener.draining:
-                self._selector.unregister(listener.sock)
+                if listener.sock.fileno() >= 0:
+                    self._selector.unregister(listener.sock)
                 listener.stop_accepting()
+
+    def hand_over(self, give: Give, timeout: float) -> bool:
+        """Accept no more, and give the connections away as they come between two requests.
+
+        The listening sockets go on queueing: somebody else has them too.  True when no
+        connection is left after `timeout` seconds; `drain` deals with the rest.
+        """
+        for listener in self.listeners:
+            if listener.sock.fileno() >= 0:
+                self._selector.unregister(listener.sock)
+            listener.give = give
+            listener.own_path = None
+            listener.sock.close()
+        self.summons.call()
+        return self._wait(time.monotonic() + timeout, lambda: False)
 
     def drain(self, timeout: float, hurry: Callable[[], bool] = lambda: False) -> bool:
         """Wait up to `timeout` seconds for all connections to end, then cut the rest; True when none was cut.
@@ -300,3 +401,4 @@ class Front:
         self._selector.close()
         self._wake_read.close()
         self._wake_write.close()
+        self.summons.close()

@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import socket
 import ssl
+from typing import Any
 
 from hexz.access import AccessLog, Gate
 from hexz.protocol.http.cors import Cors
 from hexz.servers.base import Connection
-from hexz.servers.http_connection import Application, HttpConnection, Policy
+from hexz.servers.http_connection import PLAIN_RULES, Application, HttpConnection, Policy, Rules
 from hexz.servers.http_crowd import Crowd
 from hexz.servers.http_receiving import IDLE_S
 from hexz.servers.tls import TlsContext
@@ -36,8 +37,10 @@ class HttpService:
         tls: TlsContext | None = None,
         cors: str | None = None,
         scheme: str = "http",
+        rules: Rules = PLAIN_RULES,
     ) -> None:
         """`cors` is the origin that pages may read from (``*`` for any)."""
+        self._rules = rules
         self.scheme = f"{scheme}s" if tls else scheme
         self._application = application
         self._gate = gate or Gate()
@@ -56,7 +59,20 @@ class HttpService:
             except (ssl.SSLError, socket.timeout, TimeoutError) as error:
                 log.info("%s: TLS: %s", connection.peer, error)
                 return
-        HttpConnection(connection, self._application, self._gate, self._access_log, self._cors, self._crowd).run()
+        self.resume(connection, {}, b"")
+
+    def resume(self, connection: Connection, state: dict[str, Any], received: bytes) -> None:
+        """Requests until the client leaves, of which `received` has come already."""
+        HttpConnection(
+            connection,
+            self._application,
+            self._gate,
+            self._access_log,
+            self._cors,
+            self._crowd,
+            self._rules,
+            received,
+        ).run()
 
     def refuse(self, connection: Connection) -> None:
         """503, unless TLS would have to come first."""

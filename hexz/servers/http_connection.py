@@ -22,6 +22,7 @@ import logging
 import socket
 import ssl
 import time
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 from hexz.access import AccessEntry, AccessLog
@@ -37,7 +38,7 @@ from hexz.servers.http_crowd import Crowd, Member
 from hexz.servers.http_receiving import Body, Receiver
 from hexz.servers.sending import Sender
 
-__all__ = ["Application", "Body", "HttpConnection", "Policy", "Request"]
+__all__ = ["PLAIN_RULES", "Application", "Body", "HttpConnection", "Policy", "Request", "Rules"]
 
 log = logging.getLogger("hexz.http")
 
@@ -48,6 +49,10 @@ LARGEST_AGAIN = 1 << 20
 """Longest range that the fast path answers, bytes; longer ones go out in pieces."""
 STREAK = 8
 """A connection that the fast path answered so many times in a row joins the crowd."""
+
+
+def _plain_refusal(status: int, message: str, error: RequestError | None) -> Response:
+    return error_response(status, message)
 
 
 class Request(NamedTuple):
@@ -80,6 +85,20 @@ class Policy(Protocol):
         """`size` body bytes went to `peer`."""
 
 
+class Rules(NamedTuple):
+    """What one HTTP server does otherwise than another.
+
+    `refusal` makes the response to a refused request out of its status, its line for the client and the error;
+    a `patient` server never ends a connection for being idle.
+    """
+
+    refusal: Callable[[int, str, RequestError | None], Response] = _plain_refusal
+    patient: bool = False
+
+
+PLAIN_RULES = Rules()
+
+
 class HttpConnection:
     """The loop over one connection's requests; the connection's thread runs it."""
 
@@ -91,11 +110,14 @@ class HttpConnection:
         access_log: AccessLog | None = None,
         cors: Cors | None = None,
         crowd: Crowd | None = None,
+        rules: Rules = PLAIN_RULES,
+        received: bytes = b"",
     ) -> None:
         """Without an `access_log` nothing is written down; without `cors` pages of other sites cannot read.
 
-        `crowd` takes connections that read cached ranges.
+        `crowd` takes connections that read cached ranges.  `received` came before, in another process.
         """
+        self._rules = rules
         self._connection = connection
         self._sock = connection.sock
         self._secure = isinstance(connection.sock, ssl.SSLSocket)
@@ -105,10 +127,12 @@ class HttpConnection:
         self._cors = cors
         self._extra = cors.headers if cors is not None else ()
         self._sender = Sender(connection.sock)
-        self._receiver = Receiver(connection.sock)
+        self._receiver = Receiver(connection, rules.patient)
+        self._receiver.buffer = received
         self._crowd = crowd
         self._again: Again | None = None
         self._streak = 0  # small answers of the fast path in a row
+        self._parked = False  # between two requests, for a successor to go on
 
     def run(self) -> None:
         """Serve until the peer or the drain ends the connection."""
@@ -117,12 +141,16 @@ class HttpConnection:
                 continue
         except RequestError as error:
             self._refuse(error)
+        else:
+            if self._parked and self._connection.give({}, self._receiver.buffer):
+                return
         self._linger()
 
     def _serve_one(self) -> bool:
         """Serve one request; False when the connection is to be closed."""
         raw = self._receiver.head()
         if raw is None:
+            self._parked = self._connection.summoned and not self._secure
             return False
         if self._again is not None and self._answer_again(self._again, raw):
             return self._streak < STREAK or self._join_crowd(self._again)
@@ -196,10 +224,10 @@ class HttpConnection:
     def _join_crowd(self, again: Again) -> bool:
         """Stay in the crowd as long as it can serve this connection; False when the peer has gone."""
         self._streak = 0
-        if self._crowd is None or self._receiver.buffer:
+        if self._crowd is None or self._receiver.buffer or self._connection.summoned:
             return True
         member = Member(self._sock, again)
-        self._crowd.stay(member)
+        self._crowd.stay(member, self._connection.listener.summons)
         if member.unsent or member.span[1]:
             self._sender.resume(member.unsent, (Piece(again.source, *member.span),))
         self._receiver.buffer = member.received
@@ -214,24 +242,25 @@ class HttpConnection:
         try:
             return self._application.respond(request)
         except RequestError as error:
-            return error_response(error.status, str(error))
+            return self._rules.refusal(error.status, str(error), error)
         except HexzError as error:
             return self._failure(request.head, error)
         except OSError as error:
             log.warning("%s: %s: %s", request.peer, request.head.target, error)
-            return error_response(500, "the system failed")
+            return self._rules.refusal(500, "the system failed", None)
         except Exception:
             log.exception("%s: %s: unexpected trouble", request.peer, request.head.target)
-            return error_response(500, "the server failed")
+            return self._rules.refusal(500, "the server failed", None)
 
     def _failure(self, head: RequestHead, error: HexzError) -> Response:
         """The response to trouble; where files lie on the server is for the log alone."""
         if error.http_status < 500:
-            return error_response(error.http_status, str(error))
+            return self._rules.refusal(error.http_status, str(error), None)
         log.warning("%s: %s: %s", self._connection.peer, head.target, error)
         if isinstance(error, BlockError):
-            return error_response(error.http_status, f"the {error.stream} block at {error.position} is damaged")
-        return error_response(error.http_status, "the snapshot cannot be read")
+            message = f"the {error.stream} block at {error.position} is damaged"
+            return self._rules.refusal(error.http_status, message, None)
+        return self._rules.refusal(error.http_status, "the snapshot cannot be read", None)
 
     def _send(self, head: RequestHead, response: Response, keep_alive: bool) -> tuple[Response, int]:
         """Send the response; the one that was sent, which is an error if nothing of the body could be read."""
@@ -251,7 +280,7 @@ class HttpConnection:
     def _refuse(self, error: RequestError) -> None:
         """Answer a request that could not be understood; where it ends is unknown, so the connection ends here."""
         log.info("%s: %d: %s", self._connection.peer, error.status, error)
-        response = error_response(error.status, str(error))
+        response = self._rules.refusal(error.status, str(error), error)
         sent = self._sender.send(pack_head(response, False, current_date(), self._extra), response.body)
         self._account(time.monotonic(), None, None, response.status, sent)
 

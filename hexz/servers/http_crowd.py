@@ -16,6 +16,7 @@ import socket
 import threading
 import time
 
+from hexz.servers.base import Summons
 from hexz.servers.http_again import Again
 
 __all__ = ["Crowd", "Member"]
@@ -27,6 +28,8 @@ LARGEST = 128 << 10
 RECEIVE = 16 << 10
 SWEEP_S = 5.0
 """How often members that have been idle for too long are looked for."""
+SUMMONED_S = 0.01
+"""How often members that came in the moment of the summons are sent home."""
 _END = b"\r\n\r\n"
 
 
@@ -95,11 +98,13 @@ class Crowd:
         self._lock = threading.Lock()
         self._epoll: select.epoll | None = None  # made under _lock, not before there is need: descriptors are scarce
 
-    def stay(self, member: Member) -> None:
-        """Let the crowd serve `member`; returns when it has gone home."""
+    def stay(self, member: Member, summons: Summons | None) -> None:
+        """Let the crowd serve `member`; returns when it has gone home, which all do when the `summons` is called."""
         with self._lock:
             if self._epoll is None:
                 self._epoll = select.epoll()
+                if summons is not None:
+                    self._epoll.register(summons, select.EPOLLIN)
                 threading.Thread(target=self._run, args=(self._epoll,), name="http crowd", daemon=True).start()
         fd = member.sock.fileno()
         self._members[fd] = member
@@ -112,7 +117,12 @@ class Crowd:
             ready = epoll.poll(SWEEP_S)
             now = time.monotonic()
             for fd, _ in ready:
-                member = self._members[fd]
+                member = self._members.get(fd)
+                if member is None:  # the summons, which stays, or who went home because of it
+                    for other in list(self._members):
+                        self._send_home(epoll, other)
+                    time.sleep(SUMMONED_S)
+                    continue
                 member.seen = now
                 try:
                     stays = member.serve()

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 
 from hexz.protocol.http.head import MAX_HEAD, MAX_TARGET, Framing, RequestError
+from hexz.servers.base import Connection
 
 __all__ = ["Body", "Receiver"]
 
@@ -17,6 +18,8 @@ HEAD_S = 20.0
 """How long a request's head may take from its first byte to its last."""
 IDLE_S = 75.0
 """How long a connection may wait between requests."""
+BRISK_S = 1.0
+"""How long a wait lasts before the clock and the summons of a successor are looked at; idle ones then use a poll."""
 BODY_S = 20.0
 """How long a request's body may keep the server waiting, beyond the time that `SLOWEST_BODY` allows for its bytes."""
 SLOWEST_BODY = 4096
@@ -33,14 +36,17 @@ _TIMED_OUT = (BlockingIOError, TimeoutError, socket.timeout)
 class Receiver:
     """The receiving side of a connection: one buffer, and a limit on every wait."""
 
-    def __init__(self, sock: socket.socket) -> None:
-        self._sock = sock
+    def __init__(self, connection: Connection, patient: bool = False) -> None:
+        """A `patient` one waits for the next request as long as it takes."""
+        self._connection = connection
+        self._patient = patient
+        self._sock = sock = connection.sock
         self._secure = isinstance(sock, ssl.SSLSocket)
         self.buffer = b""
         """Received and not yet used."""
         self._body_bytes = 0
         self._body_waited = 0.0
-        self.limit_waits(HEAD_S)
+        self.limit_waits(BRISK_S)
 
     def limit_waits(self, seconds: float) -> None:
         """Let every receive wait so long at most."""
@@ -52,8 +58,9 @@ class Receiver:
             self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
 
     def head(self) -> bytes | None:
-        """A request's head without its last empty line; None when the peer has gone or was idle too long.
+        """A request's head without its last empty line; None when there will be no more.
 
+        That is when the peer has gone or was idle too long, or when a successor is to read the next request.
         Raises: RequestError (400, 408, 414, 431).
         """
         self._body_bytes = 0
@@ -90,10 +97,16 @@ class Receiver:
             if line == 0 or (line > 0 and buffer[line - 1] != 13):
                 raise RequestError(400, "lines end with CR LF")  # its empty line would never come
             started = bool(buffer)
-            if time.monotonic() - began > (HEAD_S if started else IDLE_S):
-                if started:
-                    raise RequestError(408, f"the request's head took more than {HEAD_S:g} s")
+            waited = time.monotonic() - began
+            if started and waited > HEAD_S:
+                raise RequestError(408, f"the request's head took more than {HEAD_S:g} s")
+            if self._connection.summoned:
+                self.buffer = buffer
                 return None
+            if not started and (waited > IDLE_S and not self._patient):
+                return None
+            if not started and waited >= BRISK_S:
+                self._connection.await_input(None if self._patient else IDLE_S - waited)
             try:
                 data = self._sock.recv(RECEIVE)
             except _TIMED_OUT:
@@ -120,7 +133,7 @@ class Receiver:
             except _TIMED_OUT:
                 raise RequestError(408, f"the request's body kept the server waiting more than {BODY_S:g} s") from None
             finally:
-                self.limit_waits(HEAD_S)
+                self.limit_waits(BRISK_S)
             self._body_waited += time.monotonic() - began
             self._body_bytes += len(self.buffer)
         data, self.buffer = self.buffer[:most], self.buffer[most:]

@@ -8,11 +8,12 @@ import socket
 import ssl
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from hexz.catalog import Catalog, Lease
 from hexz.errors import NoSuchSnapshot
 from hexz.protocol.nbd.constants import MAX_NAME
-from hexz.protocol.nbd.handshake import ExportFacts, Handshake, Next, TlsMode
+from hexz.protocol.nbd.handshake import ExportFacts, Handshake, Negotiated, Next, TlsMode
 from hexz.servers.base import Connection
 from hexz.servers.nbd_misses import MissPool
 from hexz.servers.nbd_outbox import Export
@@ -48,6 +49,13 @@ class _CatalogDirectory:
         except NoSuchSnapshot:
             return None
         return lease, Export(stream, -(-stream.size // self._pad) * self._pad)
+
+    def opens(self, name: str, export: Export) -> bool:
+        """Whether `name` still means the same stream."""
+        opened = self.open(name)
+        if opened is not None:
+            opened[0].release()
+        return opened is not None and opened[1].stream is export.stream
 
     def facts(self, name: str) -> ExportFacts | None:
         """What a client is told of the export."""
@@ -91,13 +99,45 @@ class NbdService:
         found = self._directory.open(negotiated.export)
         if found is None:
             return  # taken away since it was agreed on
-        lease, export = found
+        self._transmit(connection, sock, found, negotiated, handshake.rest)
+
+    def _transmit(
+        self,
+        connection: Connection,
+        sock: socket.socket,
+        opened: tuple[Lease, Export],
+        negotiated: Negotiated,
+        received: bytes,
+    ) -> None:
+        lease, export = opened
         connection.spoken = True
         try:
-            Transmission(connection, sock, export, negotiated, self._pool, handshake.rest).run()
+            lease.when_ended(connection.end)
+            transmission = Transmission(connection, sock, export, negotiated, self._pool, received)
+            transmission.run()
+            parked = transmission.parked
+            # A successor opens files by name: what has been replaced here is not what it would find.
+            if parked is not None and self._directory.opens(negotiated.export, export):
+                state = {**negotiated._asdict(), "size": export.size, "etag": export.stream.etag}
+                if connection.give(state, parked):
+                    return
             self._say_bye(sock)
         finally:
             lease.release()
+
+    def resume(self, connection: Connection, state: dict[str, Any], received: bytes) -> None:
+        """Requests of a client that agreed on everything with another process."""
+        negotiated = Negotiated(
+            str(state["export"]), bool(state["structured"]), bool(state["extended"]), tuple(state["contexts"])
+        )
+        opened = self._directory.open(negotiated.export)
+        if opened is None or opened[1].stream.etag != state["etag"]:
+            log.warning("%s: export %r is not what it was: hanging up", connection.peer, negotiated.export)
+            if opened is not None:
+                opened[0].release()
+            return
+        export = opened[1]._replace(size=int(state["size"]))
+        self._transmit(connection, connection.sock, (opened[0], export), negotiated, received)
 
     @staticmethod
     def _say_bye(sock: socket.socket) -> None:

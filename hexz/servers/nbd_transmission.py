@@ -12,6 +12,7 @@ import logging
 import select
 import socket
 import ssl
+import struct
 import time
 
 from hexz.errors import HexzError
@@ -43,6 +44,8 @@ MID_REQUEST_S = 30.0
 LAST_REQUESTS_S = 0.25
 """While draining: how long a client that has no reply to come is listened to."""
 LOOK_AGAIN_S = 0.01
+BRISK_S = 1
+"""A client that sent nothing for so long is waited for with a poll, which hears the summons of a successor too."""
 INLINE_BLOCK = 1 << 20
 """Up to this block size a lone cold read is decompressed right here: handing it over would take longer."""
 
@@ -75,9 +78,17 @@ class Transmission:
         self._filled = len(received)
         self._outbox = Outbox(sock, connection.peer, export.stream, self._chunks)
         self._cold = ColdReads(pool, export.stream)
+        self._summoned = False
+        if not self._secure:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", BRISK_S, 0))
+
+    @property
+    def parked(self) -> bytes | None:
+        """After `run`: what was received of the next request if a successor is to go on, else None."""
+        return bytes(self._buffer[: self._filled]) if self._summoned else None
 
     def run(self) -> None:
-        """Serve until the client leaves or the daemon stops."""
+        """Serve until the client leaves, the daemon stops, or a successor takes over."""
         try:
             while self._parse() and self._receive():
                 continue
@@ -89,6 +100,9 @@ class Transmission:
 
     def _receive(self) -> bool:
         """Wait for more requests, and answer cold reads meanwhile; False when no more can come."""
+        if self._connection.summoned and not self._secure:
+            self._summoned = True
+            return False
         while self._cold.waiting:
             self._answer_loaded()
             if self._has_input() or (self._cold.waiting and self._cold.wait(self._sock)):
@@ -105,7 +119,11 @@ class Transmission:
         return True
 
     def _receive_more(self) -> bool:
-        count = self._sock.recv_into(memoryview(self._buffer)[self._filled :])
+        try:
+            count = self._sock.recv_into(memoryview(self._buffer)[self._filled :])
+        except BlockingIOError:
+            self._connection.await_input(None)
+            return True  # to look at the summons first
         self._filled += count
         return count > 0
 

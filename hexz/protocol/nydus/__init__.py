@@ -1,0 +1,1 @@
+"""The management API of the Nydus image service as values: requests, answers, refusals."""
