@@ -215,6 +215,10 @@ class Catalog:
             for one in list(self._published.values())
         ]
 
+    def open_aside(self, path: str) -> Snapshot:
+        """Open a file without publishing it; the caller closes it.  Raises: what `open_snapshot` raises."""
+        return open_snapshot(path, self.context)
+
     def make_default(self, name: str) -> None:
         """Let `name` be what is served where no name is given.  Raises: NoSuchSnapshot."""
         with self._lock:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from hexz.catalog import check_name
 from hexz.errors import SnapshotNotFound, SnapshotUnreadable, UsageError
 
-__all__ = ["SUFFIX", "find_sources"]
+__all__ = ["SUFFIX", "find_sources", "name_of"]
 
 SUFFIX = ".hxz"
 
@@ -34,16 +34,17 @@ def _expand(spec: str) -> list[tuple[str, str]]:
     if equals and name and "/" not in name and not os.path.exists(spec):
         return [(name, path)]
     if not os.path.isdir(spec):
-        return [(_name_of(spec), spec)]
+        return [(name_of(spec), spec)]
     try:
         inside = sorted(entry for entry in os.listdir(spec) if entry.endswith(SUFFIX))
     except PermissionError:
         raise SnapshotUnreadable(spec, "permission denied") from None
     if not inside:
         raise SnapshotNotFound(spec, f"no {SUFFIX} file in this directory")
-    return [(_name_of(entry), os.path.join(spec, entry)) for entry in inside]
+    return [(name_of(entry), os.path.join(spec, entry)) for entry in inside]
 
 
-def _name_of(path: str) -> str:
+def name_of(path: str) -> str:
+    """What the snapshot at `path` is called when nothing else is said."""
     base = os.path.basename(path)
     return base[: -len(SUFFIX)] if base.endswith(SUFFIX) and base != SUFFIX else base

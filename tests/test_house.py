@@ -23,7 +23,7 @@ FLOORS = [
     ("hexz.catalog", "hexz.sources", "hexz.secrets"),
     ("hexz.protocol",),
     ("hexz.access",),
-    ("hexz.images",),
+    ("hexz.images", "hexz.control"),
     ("hexz.servers",),
     ("hexz.config", "hexz.tools"),
     ("hexz.daemon",),

@@ -25,7 +25,7 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
-from hexz.access import AccessEntry, AccessLog
+from hexz.access import AccessEntry
 from hexz.errors import BlockError, HexzError
 from hexz.protocol.http.cors import Cors
 from hexz.protocol.http.dates import format_date
@@ -85,6 +85,13 @@ class Policy(Protocol):
         """`size` body bytes went to `peer`."""
 
 
+class RequestLog(Protocol):
+    """Is told of every request once it was answered."""
+
+    def write(self, entry: AccessEntry) -> None:
+        """Write it down."""
+
+
 class Rules(NamedTuple):
     """What one HTTP server does otherwise than another.
 
@@ -107,7 +114,7 @@ class HttpConnection:
         connection: Connection,
         application: Application,
         policy: Policy,
-        access_log: AccessLog | None = None,
+        access_log: RequestLog | None = None,
         cors: Cors | None = None,
         crowd: Crowd | None = None,
         rules: Rules = PLAIN_RULES,

@@ -224,10 +224,14 @@ class Snapshot:
         self.storage.close()
         for stream in self.streams.values():
             stream.pages.forget()
-        uid = self.uid
-        self.context.blocks.forget(lambda key: isinstance(key, tuple) and key[0] == uid)
+        self.forget_cached()
         for parent in self.parents:
             parent.close()
+
+    def forget_cached(self) -> None:
+        """Drop the file's decompressed blocks; those that somebody reads just now live as long as that."""
+        uid = self.uid
+        self.context.blocks.forget(lambda key: isinstance(key, tuple) and key[0] == uid)
 
     def __enter__(self) -> Snapshot:
         return self

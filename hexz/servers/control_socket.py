@@ -1,0 +1,86 @@
+"""The control socket: who may change things through it, and the line in the log that says who did."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import struct
+from collections.abc import Collection
+from typing import Any
+
+from hexz.access import AccessEntry
+from hexz.protocol.http.head import RequestHead
+from hexz.protocol.http.responses import Response
+from hexz.protocol.nydus.refusals import refusal_response
+from hexz.servers.base import Connection
+from hexz.servers.http_connection import Application, HttpConnection, Rules
+
+__all__ = ["ControlService"]
+
+log = logging.getLogger("hexz.control")
+
+_CREDENTIALS = struct.Struct("3i")
+"""struct ucred (unix(7)): pid, uid, gid."""
+READING = frozenset({"GET", "HEAD", "OPTIONS"})
+_RULES = Rules(refusal_response, patient=True)
+
+
+class _PeerPolicy:
+    """Lets everybody read who can connect, and some users change things."""
+
+    def __init__(self, uid: int, trusted: Collection[int]) -> None:
+        self._may_change = uid in trusted
+        self._uid = uid
+
+    def admit(self, head: RequestHead, peer: str) -> tuple[str | None, Response | None]:
+        """The user as a name, and a refusal (403) if there is one."""
+        if self._may_change or head.method in READING:
+            return f"uid {self._uid}", None
+        return None, refusal_response(403, f"user {self._uid} may read here, and change nothing")
+
+    def standing(self) -> object | None:
+        """The user of a connection stays the same."""
+        return self
+
+    def sent(self, peer: str, size: int) -> None:
+        """Nothing is limited here."""
+
+
+class _Audit:
+    """One line in the log for each call that may change something."""
+
+    def write(self, entry: AccessEntry) -> None:
+        """Called once a request was answered."""
+        if entry.head is not None and entry.head.method not in READING:
+            log.info("%s: %s %s: %d", entry.token or "refused", entry.head.method, entry.head.target, entry.status)
+
+
+class ControlService:
+    """HTTP on the control socket: errors are JSON, and a silent connection is never ended.
+
+    Supervisors watch such a connection: its end means the daemon's.
+    """
+
+    scheme = "http"
+
+    def __init__(self, application: Application, trusted: Collection[int] = ()) -> None:
+        """Besides this process's own user and root, the users `trusted` (numeric ids) may change things."""
+        self._application = application
+        self._trusted = {0, os.geteuid(), *trusted}
+
+    def serve(self, connection: Connection) -> None:
+        """Requests until the client leaves."""
+        data = connection.sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        policy = _PeerPolicy(_CREDENTIALS.unpack(data)[1], self._trusted)
+        HttpConnection(connection, self._application, policy, _Audit(), rules=_RULES).run()
+
+    def resume(self, connection: Connection, state: dict[str, Any], received: bytes) -> None:
+        """A successor has a control socket of its own: nothing is handed over here."""
+
+    def refuse(self, connection: Connection) -> None:
+        """Too many clients: the connection is just closed."""
+
+    def drain(self, connection: Connection) -> None:
+        """Idle connections end now, others after the response that is running."""
+        connection.hang_up_idle()
