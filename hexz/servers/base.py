@@ -15,6 +15,7 @@ import os
 import select
 import selectors
 import socket
+import ssl
 import threading
 import time
 from collections import deque
@@ -368,8 +369,11 @@ class Front:
             listener.give = give
             listener.own_path = None
             listener.sock.close()
+            for connection in listener.live():
+                if isinstance(connection.sock, ssl.SSLSocket):  # its keys are in this process
+                    connection.end()
         self.summons.call()
-        return self._wait(time.monotonic() + timeout, lambda: False)
+        return self._wait(time.monotonic() + timeout, lambda: False, patient=True)
 
     def drain(self, timeout: float, hurry: Callable[[], bool] = lambda: False) -> bool:
         """Wait up to `timeout` seconds for all connections to end, then cut the rest; True when none was cut.
@@ -384,7 +388,7 @@ class Front:
             self._wait(time.monotonic() + LAST_WORD_S, lambda: False)
         return clean
 
-    def _wait(self, deadline: float, hurry: Callable[[], bool]) -> bool:
+    def _wait(self, deadline: float, hurry: Callable[[], bool], patient: bool = False) -> bool:
         while True:
             live = [connection for listener in self.listeners for connection in listener.live()]
             if not live:
@@ -392,7 +396,7 @@ class Front:
             if time.monotonic() >= deadline or hurry():
                 return False
             for connection in live:
-                if not connection.spoken:
+                if not connection.spoken and not patient:
                     connection.hang_up_idle()
             time.sleep(0.01)
 
