@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from hexz.assembly import assemble, open_catalog
 from hexz.catalog import Catalog
 from hexz.config import Settings, parse_arguments
-from hexz.daemon.detach import Readiness, Report, detach
+from hexz.daemon.detach import Readiness, Report, detach, fill_standard_descriptors
 from hexz.daemon.logs import set_up_logging
 from hexz.daemon.pidfile import PidFile, running_pid, stop_running
 from hexz.daemon.places import default_pid_file, take_places
@@ -28,7 +28,9 @@ STOP_MARGIN_S = 10.0
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status (sysexits.h; 0 after a clean stop)."""
     readiness = Readiness()
+    notifier: Notifier | None = None
     try:
+        fill_standard_descriptors()
         settings = parse_arguments(sys.argv[1:] if arguments is None else arguments)
         options = settings.options
         if options.status or options.stop:
@@ -40,23 +42,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if isinstance(outcome, Report):
                 return _tell(outcome)
             readiness = outcome
-        return _serve(settings, readiness)
+        notifier = Notifier()
+        return _serve(settings, readiness, notifier)
     except HexzError as error:
-        return _fail(readiness, str(error), error.exit_status)
+        message, status = str(error), error.exit_status
     except MemoryError:
-        return _fail(readiness, "out of memory", 71)
+        message, status = "out of memory", 71
     except OSError as error:
-        return _fail(readiness, f"{error.filename or 'system'}: {error.strerror or error}", 71)
+        message, status = f"{error.filename or 'system'}: {error.strerror or error}", 71
     except KeyboardInterrupt:
         return 130
-
-
-def _fail(readiness: Readiness, message: str, status: int) -> int:
     if readiness.detached:
         readiness.report(Report(status, [message]))
     else:
         print(f"hexz-serve: {message}", file=sys.stderr)
-        Notifier().status(message)
+        notifier = notifier or Notifier()
+        notifier.status(message)
+        notifier.settle()
     return status
 
 
@@ -72,11 +74,11 @@ def _tell(report: Report) -> int:
 def _ask_running(settings: Settings) -> int:
     options = settings.options
     path = options.pid_file or default_pid_file(options.port)
-    pid = running_pid(path)
+    pid = running_pid(path) if path is not None else None
     if options.status:
         print(f"running, pid {pid}" if pid else "not running")
         return 0 if pid else NOT_RUNNING
-    if pid is None:
+    if path is None or pid is None:
         print("not running")
     elif not stop_running(path, options.drain_timeout + STOP_MARGIN_S):
         raise HexzError(f"pid {pid} does not end: it may still drain")
@@ -85,10 +87,9 @@ def _ask_running(settings: Settings) -> int:
     return 0
 
 
-def _serve(settings: Settings, readiness: Readiness) -> int:
+def _serve(settings: Settings, readiness: Readiness, notifier: Notifier) -> int:
     options = settings.options
     set_up_logging(options.log_level, split=readiness.detached)
-    notifier = Notifier()
     held: list[PidFile] = []
     catalog: Catalog | None = None
     try:
@@ -109,12 +110,9 @@ def _serve(settings: Settings, readiness: Readiness) -> int:
         readiness.report(Report(0, [*(f"listening {url}" for url in running.urls()), *notes]))
         notifier.ready(running.summary())
         running.run(options.drain_timeout)
-    except HexzError as error:
-        notifier.status(str(error))
-        raise
     finally:
         for pid_file in held:
-            pid_file.remove()
+            pid_file.retire()
         if catalog is not None:
             catalog.close()
     return 0

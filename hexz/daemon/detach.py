@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from hexz.errors import SystemFailure
 
-__all__ = ["Readiness", "Report", "detach"]
+__all__ = ["Readiness", "Report", "detach", "fill_standard_descriptors"]
 
 MAX_REPORT = 64 << 10
 UMASK = 0o077
@@ -53,8 +53,11 @@ class Readiness:
 
 
 def detach() -> Readiness | Report:
-    """Become a daemon: in it, its `Readiness`; in the process that was started, the daemon's `Report`."""
-    _fill_standard_descriptors()
+    """Become a daemon: in it, its `Readiness`; in the process that was started, the daemon's `Report`.
+
+    The standard descriptors must be open.
+    Raises: SystemFailure.
+    """
     reading, writing = os.pipe()
     child = _fork()
     if child:
@@ -63,8 +66,12 @@ def detach() -> Readiness | Report:
         return _await_report(reading)
     os.close(reading)
     os.setsid()
-    if _fork():
-        os._exit(0)  # not sys.exit: exit handlers and buffers belong to the first process
+    try:
+        if _fork():
+            os._exit(0)  # not sys.exit: exit handlers and buffers belong to the first process
+    except SystemFailure as error:
+        Readiness(writing).report(Report(error.exit_status, [str(error)]))
+        os._exit(error.exit_status)
     os.umask(UMASK)
     _close_others(keep=writing)
     with _null(os.O_RDONLY) as null:
@@ -81,14 +88,17 @@ def _fork() -> int:
         raise SystemFailure(f"cannot fork: {error.strerror}") from error
 
 
-def _fill_standard_descriptors() -> None:
-    """Whoever started us may have closed 0, 1 or 2; then a listener would get that number."""
+def fill_standard_descriptors() -> None:
+    """Open those of 0, 1 and 2 that whoever started us has closed: a listener would get the number, and our output."""
     while True:
         fd = os.open(os.devnull, os.O_RDWR)
         if fd > 2:
             os.close(fd)
-            return
+            break
         os.set_inheritable(fd, True)
+    # The interpreter leaves None where a descriptor was closed.
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115 (open as long as the process)
+    sys.stderr = sys.stderr or open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
 
 
 def _close_others(keep: int) -> None:

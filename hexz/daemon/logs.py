@@ -17,7 +17,17 @@ _PLAIN = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 _PRIORITIES = {"DEBUG": 7, "INFO": 6, "WARNING": 4, "ERROR": 3, "CRITICAL": 2}
 
 
-class _Journal(logging.Formatter):
+_CONTROLS = {**{code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if code != 9}, 10: "\\n"}
+
+
+class _Plain(logging.Formatter):
+    """Text that came from a client or a file name can neither end the line nor move a terminal's cursor."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return super().formatMessage(record).translate(_CONTROLS)
+
+
+class _Journal(_Plain):
     """One record a line, with the priority that the journal understands and no time, which it adds itself."""
 
     def format(self, record: logging.LogRecord) -> str:
@@ -42,12 +52,12 @@ def set_up_logging(level: str, split: bool) -> None:
     for handler in list(root.handlers):
         root.removeHandler(handler)
     errors = logging.StreamHandler(sys.stderr)
-    errors.setFormatter(_Journal("%(name)s: %(message)s") if _in_journal() else logging.Formatter(_PLAIN))
+    errors.setFormatter(_Journal("%(name)s: %(message)s") if _in_journal() else _Plain(_PLAIN))
     root.addHandler(errors)
     if split:
         errors.setLevel(logging.WARNING)
         notes = logging.StreamHandler(sys.stdout)
-        notes.setFormatter(logging.Formatter(_PLAIN))
+        notes.setFormatter(_Plain(_PLAIN))
         notes.addFilter(_Below(logging.WARNING))
         root.addHandler(notes)
 

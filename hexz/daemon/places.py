@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import glob
 from typing import NamedTuple
 
 from hexz.daemon.logs import LogFiles, candidate_folders
 from hexz.daemon.pidfile import AlreadyRunning, PidFile, running_pid
-from hexz.errors import ConfigError
+from hexz.errors import ConfigError, UsageError
 
 __all__ = ["Places", "default_pid_file", "take_places"]
 
@@ -69,15 +71,34 @@ def _take_default(held: list[PidFile], suffix: str, notes: list[str]) -> str | N
                     own.remove()
             else:
                 held.append(own)
+                if name == STEM:
+                    # The second name is for whoever asks by port; without it the first still serves.
+                    with contextlib.suppress(AlreadyRunning, ConfigError):
+                        held.append(PidFile(f"{folder}/{STEM}-{suffix}.pid"))
                 return stem
     return None
 
 
-def default_pid_file(port: int | None) -> str:
-    """The pid file that a daemon started without --pid-file on `port` would hold, the live one first."""
-    names = [STEM] if port is None else [f"{STEM}-{port}", STEM]
-    paths = [f"{folder}/{name}.pid" for name in names for folder in candidate_folders()]
-    for path in paths:
-        if running_pid(path) is not None:
+def default_pid_file(port: int | None) -> str | None:
+    """The pid file of the live daemon that serves `port`; without one, of that which has the plain name or is alone.
+
+    None when there is no such daemon.  Raises: UsageError when several daemons could be meant.
+    """
+    folders = list(candidate_folders())
+    for folder in folders:
+        path = f"{folder}/{STEM}.pid" if port is None else f"{folder}/{STEM}-{port}.pid"
+        if _alive(path):
             return path
-    return paths[0] if paths else f"/tmp/{STEM}.pid"
+    if port is not None:
+        return None
+    found = [path for folder in folders for path in glob.glob(f"{glob.escape(folder)}/{STEM}-*.pid") if _alive(path)]
+    if len(found) > 1:
+        raise UsageError("several daemons run: say which with --port or --pid-file")
+    return found[0] if found else None
+
+
+def _alive(path: str) -> bool:
+    # A stranger's file in a shared folder is not this user's daemon.
+    with contextlib.suppress(ConfigError):
+        return running_pid(path) is not None
+    return False

@@ -76,10 +76,14 @@ class Running:
         self._front.run(self._tick, every)
         self._notifier.stopping(drain_timeout)
         log.info("stopping: %d connections to end within %g s", self._connections(), drain_timeout)
-        if not self._front.drain(drain_timeout, lambda: self._stops > 1):
+        if not self._front.drain(drain_timeout, self._in_a_hurry):
             log.warning("connections were cut after the drain")
         for action in self._ends:
             action()
+
+    def _in_a_hurry(self) -> bool:
+        self._notifier.alive()  # who stopped the daemon need not be the manager, which then goes on watching it
+        return self._stops > 1
 
     def _tick(self) -> None:
         self._notifier.alive()
@@ -94,20 +98,21 @@ class Running:
 
     def _reload_all(self) -> None:
         self._notifier.reloading()
-        for what, action in self._reloads:
+        for what, action in [*self._reloads, ("snapshots", self._reload_snapshots)]:
             try:
                 action()
-            except HexzError as error:
+            except (HexzError, OSError) as error:
                 log.error("%s not reloaded: %s", what, error)
-        try:
-            done = self._catalog.sync(self._find_sources)
-            log.info(
-                "reloaded: %d snapshots (%d new, %d replaced, %d gone, %d failed)",
-                len(self._catalog), len(done.added), len(done.replaced), len(done.removed), len(done.failed),
-            )  # fmt: skip
-        except HexzError as error:
-            log.error("snapshots not reloaded: %s", error)
+            except Exception:
+                log.exception("%s not reloaded", what)
         self._notifier.ready(self.summary())
+
+    def _reload_snapshots(self) -> None:
+        done = self._catalog.sync(self._find_sources)
+        log.info(
+            "reloaded: %d snapshots (%d new, %d replaced, %d gone, %d failed)",
+            len(self._catalog), len(done.added), len(done.replaced), len(done.removed), len(done.failed),
+        )  # fmt: skip
 
     def urls(self) -> list[str]:
         """Where the daemon listens."""

@@ -5,14 +5,19 @@ from __future__ import annotations
 import array
 import contextlib
 import os
+import select
 import socket
 import stat
+import struct
 import time
 
 from hexz.errors import ConfigError
 
 __all__ = ["FIRST_PASSED", "Notifier", "credential", "take_passed_sockets"]
 
+SEND_S = 5
+"""How long a message may wait for room in the manager's queue."""
+BARRIER_MS = 5000
 FIRST_PASSED = 3
 MAX_PASSED = 64
 
@@ -26,7 +31,8 @@ class Notifier:
         self._socket: socket.socket | None = None
         if self._address.startswith(("/", "\0")):
             self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-            self._socket.setblocking(False)
+            # A manager that is busy is waited for: a lost READY=1 would be a failed start.
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", SEND_S, 0))
         limit, pid = os.environ.pop("WATCHDOG_USEC", ""), os.environ.pop("WATCHDOG_PID", "")
         mine = limit.isdigit() and (not pid or pid == str(os.getpid()))
         self.watchdog_s = int(limit) / 3e6 if mine else 0.0
@@ -38,14 +44,14 @@ class Notifier:
         """There is a service manager, which keeps what it is given."""
         return self._socket is not None
 
-    def _send(self, *lines: str, fd: int | None = None) -> None:
+    def _send(self, *lines: str, fd: int | None = None, flags: int = 0) -> None:
         if self._socket is None:
             return
         rights = []
         if fd is not None:
             rights.append((socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd])))
         with contextlib.suppress(OSError):  # never a reason to fail (sd_notify(3))
-            self._socket.sendmsg(["\n".join(lines).encode()], rights, 0, self._address)
+            self._socket.sendmsg(["\n".join(lines).encode()], rights, flags, self._address)
 
     def ready(self, status: str) -> None:
         """Every listener answers."""
@@ -68,7 +74,9 @@ class Notifier:
         now = time.monotonic()
         if self.watchdog_s and now - self._alive >= self.watchdog_s:
             self._alive = now
-            self._send("WATCHDOG=1")
+            self._send(
+                "WATCHDOG=1", flags=socket.MSG_DONTWAIT
+            )  # the accept loop must not wait; the next one counts too
 
     def keep(self, name: str, sock: socket.socket) -> None:
         """Have the manager keep a listening socket, so that a restart refuses no connection."""
@@ -77,6 +85,20 @@ class Notifier:
     def forget(self, name: str) -> None:
         """Have the manager close what it keeps under `name`."""
         self._send("FDSTOREREMOVE=1", f"FDNAME={name}")
+
+    def settle(self) -> None:
+        """Wait until the manager has acted on everything sent so far, at most 5 s (sd_notify_barrier(3))."""
+        if self._socket is None:
+            return
+        reading, writing = os.pipe()
+        try:
+            self._send("BARRIER=1", fd=writing)
+            os.close(writing)
+            poll = select.poll()
+            poll.register(reading, select.POLLHUP)
+            poll.poll(BARRIER_MS)
+        finally:
+            os.close(reading)
 
 
 def _line(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
@@ -11,6 +12,7 @@ import socket
 import stat
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -191,6 +193,110 @@ def test_the_temporary_folder_is_next_in_line(host: Host, snapshot_file: Path) -
     host.environment["XDG_RUNTIME_DIR"] = "/nonexistent"
     done = host.command("--daemon", "--http-port", 0, snapshot_file)
     assert done.returncode == 0 and f"logging to {host.folder}/hexz-serve.log" in done.stdout
+
+
+def test_closed_standard_descriptors_become_nobody_elses(host: Host, snapshot_file: Path, tmp_path: Path) -> None:
+    path = tmp_path / "http"
+    start = f"{sys.executable} {ROOT}/hexz_serve.py --http-socket {path} --pid-file {tmp_path}/own.pid"
+    for detached in ("--daemon", ""):
+        shell = f"{start} {detached} {snapshot_file} <&- >&- 2>&-"
+        with subprocess.Popen(["sh", "-c", shell], env=host.environment) as started:
+            wait_until(path.is_socket)
+            wait_until(lambda: (tmp_path / "own.pid").read_text().strip())
+            pid = int((tmp_path / "own.pid").read_text())
+            opened = [os.readlink(f"/proc/{pid}/fd/{number}") for number in range(3)]
+            assert not [name for name in opened if name.startswith("socket:")], opened
+            with socket.socket(socket.AF_UNIX) as client:
+                client.connect(str(path))
+                client.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+                assert client.recv(1000).startswith(b"HTTP/1.1 200 ")
+            assert host.command("--stop", "--pid-file", tmp_path / "own.pid").returncode == 0
+            assert started.wait(DEADLINE_S) == 0
+
+
+def test_a_fork_that_fails_later_is_told_too(snapshot_file: Path) -> None:
+    script = """
+import errno, os, sys
+from hexz import cli
+fork, forks = os.fork, []
+def limited():
+    forks.append(1)
+    if len(forks) > 1:
+        raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+    return fork()
+os.fork = limited
+sys.exit(cli.main(["--daemon", "--http-port", "0", sys.argv[1]]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, snapshot_file], capture_output=True, text=True, timeout=60, check=False, cwd=ROOT
+    )
+    assert (done.returncode, done.stdout) == (71, "")
+    assert done.stderr == "hexz-serve: cannot fork: Resource temporarily unavailable\n"
+
+
+def test_status_and_stop_by_port_find_the_first_daemon_too(host: Host, snapshot_file: Path) -> None:
+    pid, url = host.start(snapshot_file)
+    port = url.rpartition(":")[2]
+    assert host.command("--status", "--port", port).stdout == f"running, pid {pid}\n"
+    assert host.command("--status", "--port", 1).returncode == 3
+    assert host.command("--stop", "--port", port).stdout == f"stopped, pid {pid}\n"
+    assert not list(host.runtime.glob("*.pid"))
+
+
+def test_stop_does_not_guess_which_of_several(host: Host, snapshot_file: Path) -> None:
+    first, _ = host.start(snapshot_file)
+    host.start(snapshot_file)
+    host.start(snapshot_file)
+    assert host.command("--stop").stdout == f"stopped, pid {first}\n"  # the plain name
+    done = host.command("--stop")
+    assert done.returncode == 2 and "say which with --port or --pid-file" in done.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be two users")
+def test_a_strangers_files_in_a_shared_folder_change_nothing(host: Host, snapshot_file: Path) -> None:
+    planted = host.runtime / "hexz-serve.pid"
+    planted.write_text(f"{os.getpid()}\n")
+    os.chown(planted, 12345, 12345)
+    with planted.open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert host.command("--status").returncode == 3
+        assert host.command("--stop").stdout == "not running\n"
+        done = host.command("--daemon", "--http-port", 0, snapshot_file)
+        assert done.returncode == 0 and "no plain file of this user" in done.stdout
+        found = host.command("--status").stdout
+        assert found.startswith("running, pid ") and found != f"running, pid {os.getpid()}\n"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be two users")
+def test_another_users_daemon_is_not_stopped(host: Host, snapshot_file: Path) -> None:
+    with tempfile.TemporaryDirectory() as shared:
+        os.chmod(shared, 0o755)
+        pid, _ = host.start("--pid-file", f"{shared}/pid", snapshot_file)
+        os.chmod(f"{shared}/pid", 0o644)
+        code = (
+            "import os, sys\n"
+            "from hexz.daemon.pidfile import stop_running\n"
+            "from hexz.errors import SystemFailure\n"
+            "os.setuid(12345)\n"
+            "try:\n    stop_running(sys.argv[1], 1)\n"
+            "except SystemFailure as error:\n    print(error)\n"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code, f"{shared}/pid"], capture_output=True, text=True, check=False, cwd=ROOT
+        )
+        assert done.stdout == f"pid {pid} is another user's: not stopped\n", done.stderr
+        assert host.command("--stop", "--pid-file", f"{shared}/pid").stdout == f"stopped, pid {pid}\n"
+
+
+def test_a_log_line_stays_one_line(tmp_path: Path) -> None:
+    script = """
+import logging, sys
+from hexz.daemon.logs import set_up_logging
+set_up_logging("info", split=False)
+logging.getLogger("x").info("a\\nb\\x1b[2J\\x9bc\\td")
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stderr.partition("x: ")[2] == "a\\nb\\x1b[2J\\x9bc\td\n"
 
 
 def test_hang_up_opens_the_logs_again_and_rereads_everything(host: Host, snapshot_file: Path, tmp_path: Path) -> None:

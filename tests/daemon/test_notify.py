@@ -1,0 +1,131 @@
+"""What the service manager is told, from a manager's side of the socket."""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.peers import ROOT
+
+DEADLINE_S = 30.0
+
+
+class Manager:
+    """A notification socket, and the one service that knows of it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = str(folder / "notify")
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.socket.bind(self.path)
+        self.socket.settimeout(DEADLINE_S)
+        self.descriptors: list[int] = []
+        self.service: subprocess.Popen[bytes] | None = None
+
+    def start(self, *arguments: object, **environment: str) -> subprocess.Popen[bytes]:
+        self.service = subprocess.Popen(
+            [sys.executable, str(ROOT / "hexz_serve.py"), "--http-port", "0", *map(str, arguments)],
+            env={**os.environ, "NOTIFY_SOCKET": self.path, **environment},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        return self.service
+
+    def hear(self) -> dict[str, str]:
+        """The next message; descriptors that came with it are kept open."""
+        room = socket.CMSG_SPACE(4)
+        text, extra, _, _ = self.socket.recvmsg(4096, room)
+        for _, _, data in extra:
+            self.descriptors.extend(array.array("i", data[:4]))
+        return dict(line.split("=", 1) for line in text.decode().splitlines())
+
+    def wait_for(self, key: str) -> list[dict[str, str]]:
+        """What was said up to and including the message with `key`."""
+        heard = [self.hear()]
+        while key not in heard[-1]:
+            heard.append(self.hear())
+        return heard
+
+    def close(self) -> None:
+        for fd in self.descriptors:
+            os.close(fd)
+        if self.service is not None and self.service.poll() is None:
+            self.service.kill()
+            self.service.wait()
+        self.socket.close()
+
+
+@pytest.fixture
+def manager(tmp_path: Path) -> Iterator[Manager]:
+    manager = Manager(tmp_path)
+    yield manager
+    manager.close()
+
+
+def test_a_failed_start_has_been_heard_before_it_ends(manager: Manager) -> None:
+    service = manager.start("none.hxz")
+    assert manager.hear() == {"STATUS": f"{Path('none.hxz').resolve()}: no such file"}
+    assert manager.hear() == {"BARRIER": "1"}
+    assert service.poll() is None  # it waits for the manager to close what came with the barrier
+    os.close(manager.descriptors.pop())
+    assert service.wait(DEADLINE_S) == 66
+
+
+def test_a_manager_that_knows_no_barrier_is_not_waited_for_for_ever(manager: Manager) -> None:
+    assert manager.start("none.hxz").wait(DEADLINE_S) == 66
+
+
+def test_a_reload_that_fails_ends_all_the_same(manager: Manager, tmp_path: Path, snapshot_file: Path) -> None:
+    folder = tmp_path / "logs"
+    folder.mkdir()
+    service = manager.start("--access-log", folder / "access", snapshot_file)
+    manager.wait_for("READY")
+    shutil.rmtree(folder)
+    service.send_signal(signal.SIGHUP)
+    heard = manager.wait_for("RELOADING")[-1]
+    assert int(heard["MONOTONIC_USEC"]) > 0
+    manager.wait_for("READY")
+    service.send_signal(signal.SIGTERM)
+    assert manager.wait_for("STOPPING")
+    assert service.wait(DEADLINE_S) == 0
+
+
+def test_a_busy_manager_still_hears_that_it_is_ready(manager: Manager, snapshot_file: Path) -> None:
+    crowd = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    crowd.setblocking(False)
+    filled = 0
+    with crowd, contextlib.suppress(BlockingIOError):
+        while True:
+            crowd.sendto(b"OTHER=1", manager.path)
+            filled += 1
+    manager.start(snapshot_file)
+    for _ in range(filled):
+        assert manager.hear() == {"OTHER": "1"}
+    manager.wait_for("READY")
+
+
+def test_signs_of_life_go_on_while_it_drains(manager: Manager, snapshot_file: Path, tmp_path: Path) -> None:
+    path = str(tmp_path / "http")
+    # Three signs for each limit of 1.5 s; WATCHDOG_PID is left out: the service's is not known before its start.
+    service = manager.start("--http-socket", path, snapshot_file, WATCHDOG_USEC="1500000")
+    manager.wait_for("READY")
+    with socket.socket(socket.AF_UNIX) as slow:
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        slow.connect(path)
+        slow.sendall(b"GET /disk HTTP/1.1\r\nHost: test\r\n\r\n")
+        slow.recv(1024)
+        manager.wait_for("WATCHDOG")
+        service.send_signal(signal.SIGTERM)
+        manager.wait_for("STOPPING")
+        manager.wait_for("WATCHDOG")
+        service.send_signal(signal.SIGTERM)
+        service.wait(DEADLINE_S)
