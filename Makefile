@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 JOBS ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint venv bench clean install uninstall
+.PHONY: help run test lint venv bench check-load clean install uninstall
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -39,6 +39,9 @@ lint: $(VENV)/.test ## check style and types
 
 bench: $(VENV)/.test ## compare with other servers side by side; tables, JSON and plots in build/bench
 	@$(BIN)/python -m tests.benchmarks
+
+check-load: $(VENV)/.test ## 2,250 HTTP connections at once, good and bad: what the good ones wait, and the memory (80 s)
+	@$(BIN)/python -m tests.http.load
 
 LIBDIR = $(PREFIX)/lib/hexz-serve
 DOCDIR = $(PREFIX)/share/doc/hexz-serve

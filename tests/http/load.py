@@ -1,0 +1,212 @@
+"""``python -m tests.http.load``: good clients among many bad ones, and what it costs them.
+
+1,000 connections read ranges at a steady pace, first alone, then while 1,000 sit idle, 200
+send their heads byte by byte and come again when they are cut, and 50 ask for the whole image
+and never read it.  Every byte that the readers get is compared.  Prints how long the readers
+waited for their answers in both phases, and what the daemon's memory did; status 1 if a goal is missed.
+
+A wait is taken for each second of a phase, and the middle one counts: what else the machine
+does in some of them is not the daemon's.
+"""
+
+from __future__ import annotations
+
+import random
+import resource
+import select
+import socket
+import statistics
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from hexz.tools.pack import pack
+from tests import samples
+from tests.benchmarks.report import Row, table
+from tests.peers import Server
+
+READERS, IDLE, SLOW, DEAF = 1000, 1000, 200, 50
+PACE_S = 1.0
+"""Each reader asks so often."""
+LENGTH = 16 << 10
+IMAGE_BYTES = 96 << 20
+CACHE = "128M"
+CONNECTION_BYTES = 100 << 10
+"""What a connection may cost."""
+WARM_S, ALONE_S, TOGETHER_S = 5, 12, 30
+"""Long enough for the slow ones to be cut and to come again (a head may take 20 s)."""
+LATENCY_GOAL = 2.0
+
+
+class Reader:
+    """A connection that asks for a range now and then, and checks what it gets."""
+
+    def __init__(self, address: tuple[str, int], image: bytes, due: float) -> None:
+        self.sock = socket.create_connection(address)
+        self.sock.setblocking(False)
+        self.due = due
+        self.start = 0
+        self.asked = 0.0
+        self.got = bytearray()
+        self._image = image
+
+    def ask(self, source: random.Random) -> None:
+        self.start = source.randrange(len(self._image) - LENGTH)
+        self.got.clear()
+        span = f"bytes={self.start}-{self.start + LENGTH - 1}"
+        self.asked = time.perf_counter()
+        self.sock.send(f"GET /disk HTTP/1.1\r\nHost: h\r\nRange: {span}\r\n\r\n".encode())
+
+    def receive(self) -> float | None:
+        """Seconds that the answer took once it is whole."""
+        data = self.sock.recv(1 << 17)
+        if not data:
+            raise RuntimeError("a good client was cut off")
+        self.got += data
+        end = self.got.find(b"\r\n\r\n")
+        if end < 0 or len(self.got) < end + 4 + LENGTH:
+            return None
+        took = time.perf_counter() - self.asked
+        if (
+            not self.got.startswith(b"HTTP/1.1 206")
+            or self.got[end + 4 :] != self._image[self.start : self.start + LENGTH]
+        ):
+            raise RuntimeError("a good client got something wrong")
+        return took
+
+
+class Slow:
+    """Connections whose requests never end; one that was cut is replaced."""
+
+    def __init__(self, address: tuple[str, int], count: int) -> None:
+        self._address = address
+        self._socks = deque(self._new() for _ in range(count))
+        self.cut = 0
+
+    def _new(self) -> socket.socket:
+        sock = socket.create_connection(self._address)
+        sock.send(b"GET /disk HTTP/1.1\r\nHost: h\r\nX-Slow: ")
+        return sock
+
+    def drip(self) -> None:
+        """One byte from the connection whose turn it is."""
+        sock = self._socks.popleft()
+        try:
+            sock.send(b"a")
+        except ConnectionError:
+            self.cut += 1
+            sock.close()
+            sock = self._new()
+        self._socks.append(sock)
+
+
+def read(readers: list[Reader], seconds: int, meanwhile: Callable[[], None] = lambda: None) -> list[list[float]]:
+    """Let the readers read; for each second how long its answers took.  `meanwhile` runs 200 times a second."""
+    source = random.Random(1)
+    poll = select.epoll()
+    by_fd = {reader.sock.fileno(): reader for reader in readers}
+    for fd in by_fd:
+        poll.register(fd, select.EPOLLIN)
+    now = time.perf_counter()
+    began, end = now, now + seconds
+    queue = deque(readers)
+    for number, reader in enumerate(queue):
+        reader.due = now + number * PACE_S / len(readers)
+    busy: set[int] = set()
+    took: list[list[float]] = [[] for _ in range(seconds)]
+    next_turn = now
+    while now < end or busy:
+        while now < end and queue and queue[0].due <= now:
+            reader = queue.popleft()
+            reader.due = max(reader.due + PACE_S, now)
+            busy.add(reader.sock.fileno())
+            reader.ask(source)
+        for fd, _ in poll.poll(0.001):
+            done = by_fd[fd].receive()
+            if done is not None:
+                took[int(by_fd[fd].asked - began)].append(done)
+                busy.discard(fd)
+                queue.append(by_fd[fd])
+        if now >= next_turn:
+            meanwhile()
+            next_turn = now + 0.005
+        now = time.perf_counter()
+        if now > end + 60:
+            raise RuntimeError(f"{len(busy)} good clients were never answered")
+    poll.close()
+    return took
+
+
+def resident(pid: int) -> int:
+    """Bytes of memory that a process holds."""
+    return int(Path(f"/proc/{pid}/status").read_text().split("VmRSS:")[1].split()[0]) << 10
+
+
+def middle(seconds: list[list[float]], share: float) -> float:
+    """The wait in ms that `share` of the answers stayed below, in the middle one of the seconds."""
+    waits = [sorted(second)[min(int(len(second) * share), len(second) - 1)] for second in seconds if second]
+    return statistics.median(waits) * 1e3
+
+
+def measure() -> list[Row]:
+    """Both phases."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(max(soft, 8192), hard), hard))
+    with tempfile.TemporaryDirectory() as name:
+        raw, packed = Path(name) / "raw", Path(name) / "image.hxz"
+        image = samples.image(IMAGE_BYTES)
+        raw.write_bytes(image)
+        pack(str(raw), str(packed), compression="lz4")
+        with Server(packed, "--http-port", 0, "--cache-size", CACHE, "--log-level", "error") as server:
+            parts = urlsplit(server.http)
+            address = (parts.hostname or "", parts.port or 0)
+            pid = server.process.pid
+
+            def connect(count: int) -> list[Reader]:
+                return [Reader(address, image, 0.0) for _ in range(count)]
+
+            readers = connect(READERS)
+            read(readers, WARM_S)  # by then the cache is warm
+            before = resident(pid) - READERS * CONNECTION_BYTES
+            alone = read(readers, ALONE_S)
+            idle = connect(IDLE)
+            deaf = connect(DEAF)
+            for reader in deaf:
+                reader.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                reader.sock.send(b"GET /disk HTTP/1.1\r\nHost: h\r\n\r\n")
+            slow = Slow(address, SLOW)
+            together = read(readers, TOGETHER_S, slow.drip)
+            memory = resident(pid)
+            if not slow.cut:
+                raise RuntimeError("no slow client was cut")
+            for reader in idle:
+                reader.ask(random.Random(2))
+            time.sleep(1)
+            for reader in idle[:10]:
+                while reader.receive() is None:
+                    continue
+    rows = []
+    for name, share in (("median", 0.5), ("99 of 100", 0.99)):
+        figures = {"alone": middle(alone, share), "together": middle(together, share)}
+        ratio = figures["together"] / figures["alone"]
+        rows.append(Row(f"wait of good clients, {name}", "ms", figures, ratio, LATENCY_GOAL, "alone", True))
+    connections = READERS + IDLE + SLOW + DEAF
+    most = before + connections * CONNECTION_BYTES
+    figures = {"memory": memory / 1e6, "bound": most / 1e6}
+    rows.append(Row(f"memory with {connections} connections", "MB", figures, memory / most, 1.0, "the bound", True))
+    return rows
+
+
+def main() -> int:
+    """Measure, print; 1 when a goal is missed."""
+    rows = measure()
+    print(table(rows))
+    return 0 if all(row.reached for row in rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
