@@ -184,7 +184,7 @@ class CatalogApplication:
                         "compression": snapshot.header.compression.name.lower(),
                         "thin": snapshot.thin,
                         "encrypted": snapshot.encrypted,
-                        "archive": snapshot.files is not None,
+                        "archive": snapshot.is_archive,
                         "info": f"{base}/info",
                         "streams": {
                             stream.name: {"size": stream.size, "etag": stream.etag, "url": f"{base}/{stream.name}"}

@@ -82,6 +82,8 @@ class Snapshot:
         self._uses = 1  # written under _lock
         self._hashes: HashIndex | None = None  # guarded by _lock once made
         self._files: list[ArchivedFile] | None = None
+        self._manifest_trouble: str | None = None
+        self._manifest_read = False
 
     @property
     def disk(self) -> Stream | None:
@@ -153,15 +155,29 @@ class Snapshot:
 
         Raises: CorruptSnapshot when the manifest lists something impossible.
         """
-        if self._files is None:
-            metadata = parse_metadata(self.metadata)
-            if metadata is None:
-                return None
+        if not self._manifest_read:
+            self._read_manifest()
+        if self._manifest_trouble is not None:
+            raise CorruptSnapshot(self.path, self._manifest_trouble)
+        return self._files
+
+    @property
+    def is_archive(self) -> bool:
+        """It claims to be a folder archive, whether or not its manifest can be believed."""
+        try:
+            return self.files is not None
+        except CorruptSnapshot:
+            return True
+
+    def _read_manifest(self) -> None:
+        # Once, whatever comes of it: the metadata may be long.
+        metadata = parse_metadata(self.metadata)
+        if metadata is not None:
             try:
                 self._files = parse_manifest(metadata, self.index.main_size, self.index.aux_size)
             except ManifestError as error:
-                raise CorruptSnapshot(self.path, str(error)) from None
-        return self._files
+                self._manifest_trouble = str(error)
+        self._manifest_read = True
 
     def read_file(self, offset: int, length: int) -> bytes:
         """The bytes of the ``.hxz`` file itself; the caller bounds `length`.
