@@ -40,11 +40,11 @@ def archive(source: str, out: str, **options: Any) -> None:
     hexz.pack(source, out, **options)
 
 
-def read(path: str, spans: list[list[int]], remote: bool = False) -> list[str]:
+def read(path: str, spans: list[list[int]], remote: bool = False, **options: Any) -> list[str]:
     """Hashes of spans of the disk (0.1 to 0.7); the path may be a URL."""
     from hexz import hexz_loader
 
-    reader = hexz_loader.Reader(path, allow_restricted=True) if remote else hexz_loader.Reader(path)
+    reader = hexz_loader.Reader(path, allow_restricted=True, **options) if remote else hexz_loader.Reader(path)
     size = reader.size()
     return [
         hashlib.sha256(reader.read(size=length, offset=offset)).hexdigest() for offset, length in [[0, size], *spans]
