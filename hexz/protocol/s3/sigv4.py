@@ -298,8 +298,9 @@ def canonical_request(
 
     `path` is as sent; `query` decoded; `headers` those that are signed, in lower case and sorted.
     """
-    # Sorted by what is sent: "%" sorts before any letter.
-    listed = "&".join(sorted(f"{_encoded(name)}={_encoded(value)}" for name, value in query))
+    # Sorted as they are encoded, by name first: "%" comes before any letter.
+    pairs = sorted((_encoded(name), _encoded(value)) for name, value in query)
+    listed = "&".join(f"{name}={value}" for name, value in pairs)
     lines = "".join(f"{name}:{_BLANKS.sub(' ', value).strip(' ')}\n" for name, value in headers)
     names = ";".join(name for name, _ in headers)
     return f"{method}\n{_encoded(_decoded(path), '/')}\n{listed}\n{lines}\n{names}\n{payload}"
