@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from hexz.catalog import Catalog
 from hexz.config import DEFAULT_PORTS, Settings
+from hexz.daemon.kept import Kept
 from hexz.daemon.running import Running
 from hexz.daemon.systemd import Notifier, credential
 from hexz.errors import ConfigError
 from hexz.secrets import read_password
+from hexz.servers.addresses import UnixAddress, open_socket
 from hexz.servers.base import Front, Listener, Service
 from hexz.snapshot import new_context
 from hexz.sources import find_sources
@@ -48,56 +50,41 @@ def assemble(
     """
     front = Front()
     running = Running(front, catalog, notifier, partial(find_sources, settings.snapshots))
-    kept, activated = _sort(passed, settings)
+    kept = Kept(notifier)
+    activated = _sort(passed, settings, kept)
     protocols = {name for name, _ in activated} or set(settings.listen)
     services = {protocol: _service(protocol, catalog, settings, running) for protocol in sorted(protocols)}
+    most = settings.options.max_connections
     if activated:
         for name, sock in activated:
-            front.add(Listener(sock, services[name], settings.options.max_connections, shared=True))
+            front.add(Listener(sock, services[name], most, shared=True))
         return running
-    for protocol, addresses in settings.listen.items():
-        for number, address in enumerate(addresses):
-            stored = f"{protocol}-{number}"
-            listener = None
-            if stored in kept and _same_place(kept[stored], str(address)):
-                listener = Listener(kept.pop(stored), services[protocol], settings.options.max_connections)
-            if listener is None:
-                notifier.forget(stored)
-                listener = Listener.open(address, services[protocol], settings.options.max_connections)
-            notifier.keep(stored, listener.sock)
-            listener.shared = notifier.managed
-            front.add(listener)
-    for sock in kept.values():
-        sock.close()
+    places = [
+        (protocol, number, address, kept.take(protocol, number, address))
+        for protocol, addresses in settings.listen.items()
+        for number, address in enumerate(addresses)
+    ]
+    kept.drop_rest()
+    for protocol, number, address, taken in places:
+        own_path = address.path if isinstance(address, UnixAddress) else None
+        sock = taken or open_socket(address)
+        front.add(Listener(sock, services[protocol], most, own_path, shared=notifier.managed))
+        kept.keep(protocol, number, address, sock)
     return running
 
 
-def _sort(
-    passed: list[tuple[str, socket.socket]], settings: Settings
-) -> tuple[dict[str, socket.socket], list[tuple[str, socket.socket]]]:
-    """Sockets of our own that the manager kept over a restart (``http-0``), and those of socket units (``http``)."""
-    kept: dict[str, socket.socket] = {}
+def _sort(passed: list[tuple[str, socket.socket]], settings: Settings, kept: Kept) -> list[tuple[str, socket.socket]]:
+    """Sockets of socket units, by protocol; those of our own that the manager kept over a restart go to `kept`."""
     activated: list[tuple[str, socket.socket]] = []
     for name, sock in passed:
-        protocol, dash, number = name.partition("-")
         if name in DEFAULT_PORTS:
             activated.append((name, sock))
-        elif protocol in DEFAULT_PORTS and dash and number.isdigit():
-            kept[name] = sock
         elif name in ("", "unknown") and len(settings.listen) == 1:
             activated.append((next(iter(settings.listen)), sock))
-        else:
+        elif not kept.add(name, sock):
             known = " or ".join(DEFAULT_PORTS)
             raise ConfigError(f"a socket called {name!r} was passed: FileDescriptorName= must be {known}")
-    return kept, activated
-
-
-def _same_place(sock: socket.socket, address: str) -> bool:
-    where = sock.getsockname()
-    if sock.family == socket.AF_UNIX:
-        return bool(where == address)
-    host, _, port = address.rpartition(":")
-    return host.strip("[]") == where[0] and int(port) in (0, where[1])
+    return activated
 
 
 def _service(protocol: str, catalog: Catalog, settings: Settings, running: Running) -> Service:

@@ -267,7 +267,7 @@ class Listener:
         if self.draining:
             return
         self.draining = True
-        if self.own_path is not None:
+        if self.own_path is not None and not self.shared:
             unlink_socket(self.own_path, self._inode)
         if not self.shared:
             with contextlib.suppress(OSError):  # the rest is refused, as all that come later

@@ -3,7 +3,7 @@
 set -euo pipefail
 scenario=$1 checkout=$2 snapshot=$3 raw=$4
 
-install() {
+put_in_place() {
     make -s -C "$checkout" install PREFIX=/usr SYSTEM_PYTHON=/usr/bin/python3
     mkdir -p /var/lib/hexz-serve /etc/hexz-serve
     cp "$snapshot" /var/lib/hexz-serve/snap.hxz
@@ -33,19 +33,22 @@ starts() {
     journal snap | grep stopping
 }
 
+# loaded ADDRESS COMMAND: run it while clients come and go; not one of them may be refused or cut off.
+loaded() {
+    folder=$(mktemp -d)
+    python3 "$checkout/tests/daemon/load.py" "$1" "$folder" "$raw" &
+    load=$!
+    until [ -e "$folder/begun" ]; do sleep 0.05; done
+    shift
+    "$@"
+    touch "$folder/enough"
+    wait $load
+}
+
 restarts_under_load() {
     systemctl start hexz-serve@snap
-    (i=0; while ! [ -e /tmp/enough ]; do
-        i=$((i + 1))
-        curl -sSf -r 4096-8191 http://127.0.0.1:8080/disk 2>>/tmp/failed | cmp - <(tail -c +4097 "$raw" | head -c 4096) 2>>/tmp/failed \
-            || echo "request $i" >>/tmp/failed
-    done) &
-    load=$!
-    for i in 1 2 3; do systemctl restart hexz-serve@snap; done
-    touch /tmp/enough
-    wait $load
-    cat /tmp/failed
-    [ ! -s /tmp/failed ]
+    three_restarts() { for i in 1 2 3; do systemctl restart hexz-serve@snap; done; }
+    loaded 127.0.0.1:8080 three_restarts
     systemctl kill -s KILL hexz-serve@snap
     # Refused is nobody, while the manager holds the socket and starts it again.
     curl -sSf http://127.0.0.1:8080/healthz
@@ -78,12 +81,7 @@ activates() {
     curl -sf --unix-socket /run/hexz-serve-snap.http.sock http://localhost/disk | cmp - "$raw"
     nbdinfo --size 'nbd+unix:///snap?socket=/run/hexz-serve-snap.nbd.sock'
     [ "$(say ActiveState hexz-serve-activated@snap)" = active ]
-    systemctl restart hexz-serve-activated@snap &
-    restart=$!
-    for i in 1 2 3 4 5; do
-        curl -sSf --unix-socket /run/hexz-serve-snap.http.sock http://localhost/healthz
-    done
-    wait $restart
+    loaded /run/hexz-serve-snap.http.sock systemctl restart hexz-serve-activated@snap
     systemctl stop hexz-serve-activated@snap
     curl -sSf --unix-socket /run/hexz-serve-snap.http.sock http://localhost/healthz
 }
@@ -124,6 +122,30 @@ is_watched() {
     curl -sSf http://127.0.0.1:8080/healthz
 }
 
+serves_a_user() {
+    useradd --create-home --uid 4711 visitor
+    folder=/home/visitor/.local/share/hexz-serve
+    settings=/home/visitor/.config/hexz-serve
+    address=/run/user/4711/hexz-serve/snap/http
+    install -d -o visitor -g visitor /home/visitor/.config $settings /home/visitor/.local /home/visitor/.local/share $folder
+    cp "$snapshot" $folder/snap.hxz
+    printf 'HEXZ_OPTIONS=--http-socket /run/user/4711/hexz-serve/snap/http --nbd-port 10811\n' >$settings/snap.conf
+    systemctl start user@4711
+    as_visitor() { setpriv --reuid=4711 --regid=4711 --clear-groups env HOME=/home/visitor XDG_RUNTIME_DIR=/run/user/4711 "$@"; }
+    as_visitor systemctl --user start hexz-serve@snap
+    as_visitor curl -sSf --unix-socket $address http://localhost/disk | cmp - "$raw"
+    nbdinfo --size nbd://127.0.0.1:10811/snap
+    pid=$(as_visitor systemctl --user show -P MainPID hexz-serve@snap)
+    [ "$(stat -c %U "/proc/$pid")" = visitor ]
+    loaded $address as_visitor systemctl --user restart hexz-serve@snap
+    as_visitor systemctl --user kill -s KILL hexz-serve@snap
+    as_visitor curl -sSf --unix-socket $address http://localhost/healthz
+    as_visitor systemctl --user reload hexz-serve@snap
+    as_visitor systemctl --user stop hexz-serve@snap
+    [ "$(as_visitor systemctl --user show -P Result hexz-serve@snap)" = success ]
+    [ ! -e $address ]
+}
+
 reads_credentials() {
     mkdir -m 700 -p /etc/credstore
     printf 'operator 0123456789abcdef0123\n' >/etc/credstore/hexz-serve.snap.tokens
@@ -132,5 +154,5 @@ reads_credentials() {
     curl -sf -H 'Authorization: Bearer 0123456789abcdef0123' http://127.0.0.1:8080/disk | cmp - "$raw"
 }
 
-install
+put_in_place
 $scenario

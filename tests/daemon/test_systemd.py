@@ -12,10 +12,11 @@ import pytest
 from tests.peers import ROOT, missing, need, run
 
 HERE = Path(__file__).parent
+HELPERS = {"put_in_place", "explain", "loaded"}
 SCENARIOS = [
     line.split("(")[0]
     for line in (HERE / "inside.sh").read_text().splitlines()
-    if re.fullmatch(r"[a-z_]+\(\) \{", line) and line.split("(")[0] not in ("install", "explain")
+    if re.fullmatch(r"[a-z_]+\(\) \{", line) and line.split("(")[0] not in HELPERS
 ]
 EXPOSURE = {"hexz-serve@.service": 0.9, "hexz-serve-activated@.service": 0.2}
 
@@ -63,6 +64,7 @@ def test_service(scenario: str, snapshot_file: Path, disk_image: Path) -> None:
         ("curl", "curl"),
         ("nbdinfo", "libnbd-bin"),
         ("pkill", "procps"),
+        ("dbus-daemon", "dbus"),
     ):
         need(program, package)
     lacking = can_boot()
