@@ -7,6 +7,7 @@ import hmac
 import json
 import logging
 import os
+import re
 import threading
 import time
 from collections import OrderedDict
@@ -28,6 +29,7 @@ MAX_CLIENTS = 65536
 """Client addresses whose rates are remembered; beyond it the one unseen for longest is forgotten."""
 OPEN_PATHS = frozenset({"/healthz", "/readyz"})
 """What anybody may ask: supervisors have no token."""
+_SIGNATURE = re.compile(r"(X-Amz-Signature=)[^&]*")
 
 
 class Tokens:
@@ -237,7 +239,8 @@ class AccessLog:
                 "client": entry.peer,
                 "token": entry.token,
                 "method": head.method if head else None,
-                "path": head.target if head else None,
+                # A signed URL is good for whoever reads it here.
+                "path": _SIGNATURE.sub(r"\1...", head.target) if head else None,
                 "range": head.headers.get("range") if head else None,
                 "status": entry.status,
                 "bytes": entry.size,

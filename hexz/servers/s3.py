@@ -65,10 +65,10 @@ class S3Application:
         except RequestError as error:
             refusal = S3Error("InvalidArgument" if error.status == 400 else "InvalidRequest", str(error))
         except BlockError as error:
-            log.warning("%s: %s: %s", request.peer, head.target, error)
+            log.warning("%s: %s: %s", request.peer, head.path, error)
             refusal = S3Error("InternalError", f"the {error.stream} block at {error.position} is damaged")
         except HexzError as error:
-            log.warning("%s: %s: %s", request.peer, head.target, error)
+            log.warning("%s: %s: %s", request.peer, head.path, error)
             refusal = S3Error("InternalError", "the snapshot cannot be read")
         _read_away(request)
         return error_answer(refusal, head.path)

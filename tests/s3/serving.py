@@ -70,6 +70,7 @@ def serving_s3(
     policy = S3Policy(Gate(None, parse_rate_limit(limit)), keys, anonymous)
     with serving({}, application=S3Application(catalog, keys, domains), gate=policy, **settings) as server:
         server.catalog = catalog
+        server.policy = policy  # type: ignore[attr-defined]
         yield server
 
 
