@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 import os
 import socket
+from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from hexz.catalog import Catalog
 from hexz.config import DEFAULT_PORTS, Settings
+from hexz.control.mounts import MountTable
 from hexz.daemon.kept import Kept
+from hexz.daemon.lifecycle import Lifecycle, MakeListener
 from hexz.daemon.running import Running
 from hexz.daemon.systemd import Notifier, credential
 from hexz.errors import ConfigError
@@ -50,15 +53,44 @@ def assemble(
     """
     front = Front()
     running = Running(front, catalog, notifier, partial(find_sources, settings.snapshots))
+    options = settings.options
+    services: dict[str, Service] = {}
+
+    def service(protocol: str) -> Service:
+        if protocol not in services:
+            services[protocol] = _service(protocol, catalog, settings, running)
+        return services[protocol]
+
+    def listener_on(protocol: str, sock: socket.socket, own_path: str | None) -> Listener:
+        return Listener(sock, service(protocol), options.max_connections, own_path)
+
+    mounts = MountTable(catalog, options.control_root, catalog.context.metrics.events.add)
+    lifecycle = Lifecycle(front, mounts, listener_on, options.supervisor, options.upgrade)
+    if not options.upgrade:
+        for protocol in settings.listen:
+            service(protocol)  # what is wrong with its settings is told before anything listens
+        for protocol, listener in _listeners(settings, notifier, passed, listener_on):
+            lifecycle.add(protocol, listener)
+    control = _control(settings, lifecycle, mounts, running, catalog) if options.control else None
+    running.live_by(lifecycle, control)
+    return running
+
+
+def _listeners(
+    settings: Settings,
+    notifier: Notifier,
+    passed: list[tuple[str, socket.socket]],
+    listener_on: MakeListener,
+) -> Iterator[tuple[str, Listener]]:
+    """The listeners, with their protocols.  Raises: ListenError, ConfigError."""
     kept = Kept(notifier)
     activated = _sort(passed, settings, kept)
-    protocols = {name for name, _ in activated} or set(settings.listen)
-    services = {protocol: _service(protocol, catalog, settings, running) for protocol in sorted(protocols)}
-    most = settings.options.max_connections
     if activated:
-        for name, sock in activated:
-            front.add(Listener(sock, services[name], most, shared=True))
-        return running
+        for protocol, sock in activated:
+            listener = listener_on(protocol, sock, None)
+            listener.shared = True
+            yield protocol, listener
+        return
     places = [
         (protocol, number, address, kept.take(protocol, number, address))
         for protocol, addresses in settings.listen.items()
@@ -67,10 +99,30 @@ def assemble(
     kept.drop_rest()
     for protocol, number, address, taken in places:
         own_path = address.path if isinstance(address, UnixAddress) else None
-        sock = taken or open_socket(address)
-        front.add(Listener(sock, services[protocol], most, own_path, shared=notifier.managed))
-        kept.keep(protocol, number, address, sock)
-    return running
+        listener = listener_on(protocol, taken or open_socket(address), own_path)
+        listener.shared = notifier.managed
+        kept.keep(protocol, number, address, listener.sock)
+        yield protocol, listener
+
+
+def _control(settings: Settings, lifecycle: Lifecycle, mounts: MountTable, running: Running, catalog: Catalog) -> Front:
+    """The control socket, with an accept loop of its own.  Raises: ListenError."""
+    from hexz.control.blobs import BlobTable
+    from hexz.control.figures import ControlFigures
+    from hexz.servers.control import ControlApplication, Facts
+    from hexz.servers.control_socket import ControlService
+    from hexz.servers.http_snapshots import CatalogApplication
+
+    options = settings.options
+    facts = Facts(options.id, options.supervisor, running.facts)
+    shared = CatalogApplication(catalog, 0, lambda: running.serving)
+    application = ControlApplication(
+        lifecycle, mounts, BlobTable(catalog), ControlFigures(catalog, mounts), facts, shared
+    )
+    front = Front()
+    address = UnixAddress(options.control, options.control_mode)
+    front.add(Listener.open(address, ControlService(application, options.control_uid)))
+    return front
 
 
 def _sort(passed: list[tuple[str, socket.socket]], settings: Settings, kept: Kept) -> list[tuple[str, socket.socket]]:
@@ -136,7 +188,7 @@ def _http(serving: _Serving) -> Service:
         running.on_reload("tokens", tokens.reload)
     registry = Registry(serving.catalog, options.images_dir, tuple(options.images_allow))
     running.on_end(registry.close)
-    snapshots = CatalogApplication(serving.catalog, options.max_range, lambda: not running.stopping)
+    snapshots = CatalogApplication(serving.catalog, options.max_range, lambda: running.serving)
     application = ImagesApplication(registry, snapshots)
     return HttpService(application, Gate(tokens, serving.limit), serving.access_log, serving.tls, options.cors)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ipaddress
+import re
 from collections.abc import Sequence
 from typing import NamedTuple, NoReturn
 
@@ -60,6 +61,12 @@ def _seconds(text: str) -> float:
     return value
 
 
+def _number(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= 10):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number")
+    return int(text)
+
+
 def _count(text: str) -> int:
     if not (text.isascii() and text.isdigit() and 0 < len(text) <= 9 and int(text) > 0):
         raise argparse.ArgumentTypeError(f"'{text}' is not a positive number")
@@ -80,6 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     _listening(parser.add_argument_group("listening"))
     _reading(parser.add_argument_group("reading"))
+    _controlling(parser.add_argument_group("controlling"))
     _running(parser.add_argument_group("running"))
     return parser
 
@@ -164,6 +172,41 @@ def _reading(group: argparse._ArgumentGroup) -> None:
     )
 
 
+def _mode(text: str) -> int:
+    if not re.fullmatch("0?[0-7]{3}", text):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a file mode: three octal digits, such as 600")
+    return int(text, 8)
+
+
+def _controlling(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--control", metavar="PATH", help="the control API's unix socket")
+    group.add_argument(
+        "--control-mode", type=_mode, default=0o600, metavar="MODE", help="its file mode, in octal (default 600)"
+    )
+    group.add_argument(
+        "--control-uid",
+        type=_number,
+        action="append",
+        default=[],
+        metavar="UID",
+        help="a user who may change things there, besides this one and root; repeatable",
+    )
+    group.add_argument(
+        "--control-root",
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="where snapshots mounted through it may be; repeatable, without it anywhere",
+    )
+    group.add_argument("--id", metavar="ID", help="what the control API calls this daemon")
+    group.add_argument(
+        "--supervisor", metavar="PATH", help="unix socket of a supervisor that keeps state and sockets for an upgrade"
+    )
+    group.add_argument(
+        "--upgrade", action="store_true", help="serve nothing yet: take over what another process gave the supervisor"
+    )
+
+
 def _running(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--check", action="store_true", help="open everything, print what would be served, and exit")
     group.add_argument(
@@ -192,7 +235,9 @@ def parse_arguments(arguments: Sequence[str]) -> Settings:
     options = _parser().parse_args(list(arguments))
     if options.log_file and not options.daemon:
         raise UsageError("--log-file goes with --daemon; otherwise the log is standard error")
-    if not options.snapshots and not (options.status or options.stop):
+    if options.upgrade and not (options.control and options.supervisor):
+        raise UsageError("--upgrade needs --control and --supervisor: it is told there what to take over")
+    if not options.snapshots and not (options.status or options.stop or options.upgrade):
         raise UsageError("no snapshot given: hexz-serve SNAPSHOT [SNAPSHOT ...]")
     if options.cache_size < SMALLEST_CACHE:
         raise UsageError(f"--cache-size {options.cache_size}: at least 1M is needed")

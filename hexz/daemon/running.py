@@ -5,11 +5,15 @@ from __future__ import annotations
 import logging
 import signal
 import threading
+import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from hexz.catalog import Catalog
+from hexz.daemon.lifecycle import Lifecycle
 from hexz.daemon.systemd import Notifier
 from hexz.errors import HexzError
+from hexz.protocol.nydus.machine import State
 from hexz.servers.base import Front
 from hexz.units import format_size
 
@@ -18,6 +22,8 @@ __all__ = ["Running"]
 log = logging.getLogger("hexz.daemon")
 
 TICK_S = 1.0
+LAST_ANSWERS_S = 2.0
+"""How long clients of the control socket may take to read their last answer."""
 
 
 class Running:
@@ -28,15 +34,23 @@ class Running:
     ) -> None:
         """`find_sources` gives the snapshots that the command line names, when they are read again."""
         self._front = front
+        self._lifecycle: Lifecycle | None = None
+        self._control: Front | None = None
         self._catalog = catalog
         self._notifier = notifier
         self._find_sources = find_sources
         self._reloads: list[tuple[str, Callable[[], None]]] = []
         self._ends: list[Callable[[], None]] = []
+        self._began = time.monotonic()
         self._stops = 0
         self._reload = False
         self._summarise = False
         self._reloading: threading.Thread | None = None
+
+    def live_by(self, lifecycle: Lifecycle, control: Front | None) -> None:
+        """Let `lifecycle` say what to do at the end; `control` accepts on the control socket, if there is one."""
+        self._lifecycle = lifecycle
+        self._control = control
 
     def on_reload(self, what: str, action: Callable[[], None]) -> None:
         """Do `action` on SIGHUP; its failure is logged and leaves the rest alone."""
@@ -66,18 +80,25 @@ class Running:
         self._front.wake()
 
     @property
-    def stopping(self) -> bool:
-        """A signal asked for the end."""
-        return self._stops > 0
+    def serving(self) -> bool:
+        """New requests are welcome: it is not over, and has begun."""
+        return not self._stops and (self._lifecycle is None or self._lifecycle.state is State.RUNNING)
 
     def run(self, drain_timeout: float) -> None:
         """Accept until told to stop, then let running replies end within `drain_timeout` seconds."""
         every = min(TICK_S, self._notifier.watchdog_s or TICK_S)
+        if self._control is not None:
+            # Beside the accept loop: it answers also while that one waits for descriptors.
+            threading.Thread(target=self._control.run, name="control", daemon=True).start()
         self._front.run(self._tick, every)
         self._notifier.stopping(drain_timeout)
         log.info("stopping: %d connections to end within %g s", self._connections(), drain_timeout)
-        if not self._front.drain(drain_timeout, self._in_a_hurry):
+        finish = self._front.drain if self._lifecycle is None else self._lifecycle.finish
+        if not finish(drain_timeout, self._in_a_hurry):
             log.warning("connections were cut after the drain")
+        if self._control is not None:
+            self._control.stop()
+            self._control.drain(LAST_ANSWERS_S)
         for action in self._ends:
             action()
 
@@ -108,7 +129,8 @@ class Running:
         self._notifier.ready(self.summary())
 
     def _reload_snapshots(self) -> None:
-        done = self._catalog.sync(self._find_sources)
+        inherited = self._lifecycle.inherited if self._lifecycle is not None else []
+        done = self._catalog.sync(lambda: self._find_sources() or inherited)
         log.info(
             "reloaded: %d snapshots (%d new, %d replaced, %d gone, %d failed)",
             len(self._catalog), len(done.added), len(done.replaced), len(done.removed), len(done.failed),
@@ -116,10 +138,20 @@ class Running:
 
     def urls(self) -> list[str]:
         """Where the daemon listens."""
-        return [listener.url for listener in self._front.listeners]
+        control = self._control.listeners if self._control is not None else []
+        return [listener.url for listener in [*self._front.listeners, *control]]
 
     def _connections(self) -> int:
         return sum(len(listener.live()) for listener in self._front.listeners)
+
+    def facts(self) -> dict[str, Any]:
+        """What the control API tells beyond the snapshots."""
+        return {
+            "uptime_seconds": int(time.monotonic() - self._began),
+            "connections": self._connections(),
+            "listeners": self.urls(),
+            "default": self._catalog.default,
+        }
 
     def summary(self) -> str:
         """One line for people: what is served, where, and how the cache does."""

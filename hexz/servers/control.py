@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Protocol
 from urllib.parse import parse_qs
 
 from hexz.control.blobs import BlobTable
+from hexz.control.figures import ControlFigures
 from hexz.control.mounts import DRAIN_S, MountTable
 from hexz.errors import HexzError
 from hexz.protocol.http.responses import Response, json_response
@@ -22,7 +23,7 @@ from hexz.protocol.nydus.machine import Event, State
 from hexz.protocol.nydus.refusals import ControlError, abnormal, bad_request, no_route, other, query_missing
 from hexz.servers.http_connection import Application, Request
 
-__all__ = ["ControlApplication", "Facts", "Figures", "Machine", "NotAllowed"]
+__all__ = ["ControlApplication", "Facts", "Machine", "NotAllowed"]
 
 log = logging.getLogger("hexz.control")
 
@@ -72,37 +73,8 @@ class Facts(NamedTuple):
     extra: Callable[[], dict[str, Any]]
 
 
-class Figures(Protocol):
-    """The counters in the API's shapes.  An id is a mountpoint; None means all of them.
-
-    Each raises ControlError (404) for an id under which nothing is counted.
-    """
-
-    def events(self, since: int) -> dict[str, Any]:
-        """The last errors, those numbered above `since`."""
-
-    def fs(self, wanted: str | None) -> dict[str, Any]:
-        """Requests of clients."""
-
-    def files(self, wanted: str | None, latest: bool, peek: bool) -> Any:
-        """Requests by stream, or the stretches read since the last call."""
-
-    def pattern(self, wanted: str | None, top: int) -> list[dict[str, Any]]:
-        """How often which stretch was wanted, at most `top` of them."""
-
-    def backend(self, wanted: str | None) -> dict[str, Any]:
-        """Reads of snapshot files."""
-
-    def blobcache(self, wanted: str | None) -> dict[str, Any]:
-        """The block cache."""
-
-    def inflight(self, min_age_ms: int) -> list[dict[str, Any]]:
-        """Requests being executed."""
-
-
 Query = Callable[[str], "str | None"]
 Handler = Callable[[Query, bytes], Response]
-MAX_TOP = 65536
 
 
 class ControlApplication:
@@ -113,7 +85,7 @@ class ControlApplication:
         machine: Machine,
         mounts: MountTable,
         blobs: BlobTable,
-        figures: Figures,
+        figures: ControlFigures,
         facts: Facts,
         others: Application,
     ) -> None:
@@ -253,11 +225,14 @@ class ControlApplication:
     # Figures
 
     def _files(self, query: Query, body: bytes) -> Response:
-        latest = query("latest") == "true"
-        return json_response(self._figures.files(query("id"), latest, query("peek") == "true"))
+        wanted = query("id")
+        if query("latest") == "true":
+            return json_response(self._figures.latest(wanted, clear=query("peek") != "true"))
+        return json_response(self._figures.files(wanted))
 
     def _pattern(self, query: Query, body: bytes) -> Response:
-        return json_response(self._figures.pattern(query("id"), min(_number(query, "top", MAX_TOP), MAX_TOP)))
+        top = _number(query, "top", 0) or None
+        return json_response(self._figures.pattern(query("id"), top))
 
     def _inflight(self, query: Query, body: bytes) -> Response:
         flights = self._figures.inflight(_number(query, "min_age_ms", 0))

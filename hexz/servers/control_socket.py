@@ -62,7 +62,7 @@ class ControlService:
     Supervisors watch such a connection: its end means the daemon's.
     """
 
-    scheme = "http"
+    scheme = "control"
 
     def __init__(self, application: Application, trusted: Collection[int] = ()) -> None:
         """Besides this process's own user and root, the users `trusted` (numeric ids) may change things."""

@@ -108,6 +108,10 @@ class Channel:
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
 
+    def close(self) -> None:
+        """Take no connections after all."""
+        self._sock.close()
+
     def adopt_into(self, listeners: Sequence[Listener]) -> None:
         """Serve every connection that comes, in a thread of its own, until the old process has ended."""
         threading.Thread(target=self._run, args=(listeners,), name="adopting", daemon=True).start()

@@ -145,7 +145,10 @@ class HttpConnection:
         """Serve until the peer or the drain ends the connection."""
         try:
             while self._serve_one() and not self._connection.draining:
-                continue
+                # Until the last request was answered a connection is this process's.
+                if self._connection.summoned and not self._secure:
+                    self._parked = True
+                    break
         except RequestError as error:
             self._refuse(error)
         else:

@@ -158,8 +158,8 @@ def test_nonsense_instead_of_tls_ends_that_connection_only(secure: tuple[Server,
     with connect(server) as client:
         client.option(c.OPT_STARTTLS)
         client.send(b"GET / HTTP/1.1\r\n\r\n" * 10)
-        client.sock.shutdown(socket.SHUT_WR)
-        with contextlib.suppress(ConnectionResetError):  # it may hang up with bytes unread
+        with contextlib.suppress(OSError):  # it may hang up with bytes unread, and before we have
+            client.sock.shutdown(socket.SHUT_WR)
             while client.sock.recv(100):
                 continue
     with connect(server) as client:

@@ -1,0 +1,199 @@
+"""Snapshots that come and go while clients read."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import threading
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from tests.control.clients import Controlled, done, mount, wait_for
+from tests.peers import need, need_libnbd, run
+
+HOLD = """
+import nbd, sys
+h = nbd.NBD()
+h.connect_uri(sys.argv[1])
+print(h.pread(4096, 0).hex(), flush=True)
+sys.stdin.readline()
+try:
+    print(h.pread(4096, 4096).hex(), flush=True)
+except nbd.Error as error:
+    print(error.errno, flush=True)
+"""
+
+
+def get(url: str) -> bytes:
+    with urllib.request.urlopen(url, timeout=30) as response:
+        data: bytes = response.read()
+        return data
+
+
+def hold(url: str) -> subprocess.Popen[str]:
+    """An NBD client that reads, waits for a line, and reads again."""
+    client = subprocess.Popen(
+        [need_libnbd(), "-c", HOLD, url], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert client.stdout is not None
+    assert len(client.stdout.readline()) == 8193
+    return client
+
+
+def go_on(client: subprocess.Popen[str]) -> str:
+    return client.communicate("\n", timeout=30)[0].strip()
+
+
+def test_a_mount_is_published_everywhere_and_gone_after_umount(
+    daemon: Controlled, images: list[tuple[Path, bytes]]
+) -> None:
+    path, content = images[1]
+    done(mount(daemon.control, "/pool/one", path, prefetch_files=["/"]))
+    assert get(f"{daemon.http}/snapshots/pool%2Fone/disk") == content
+    assert get(f"{daemon.http}/pool%2Fone.hxz") == path.read_bytes()
+    assert run(need("nbdinfo", "libnbd-bin"), "--size", f"{daemon.nbd}pool/one").stdout.strip() == str(len(content))
+    done(daemon.ask("DELETE", "/api/v1/mount?mountpoint=/pool/one"))
+    assert daemon.ask("GET", "/api/v1/metrics?id=/pool/one").status == 404
+    assert run(need("nbdinfo", "libnbd-bin"), f"{daemon.nbd}pool/one", check=False).returncode
+    try:
+        get(f"{daemon.http}/snapshots/pool%2Fone/disk")
+        raise AssertionError("still there")
+    except urllib.error.HTTPError as error:
+        assert error.code == 404
+
+
+def test_the_root_is_the_default_snapshot(daemon: Controlled, images: list[tuple[Path, bytes]]) -> None:
+    path, content = images[2]
+    assert get(f"{daemon.http}/disk") != content
+    done(mount(daemon.control, "/", path))
+    assert get(f"{daemon.http}/disk") == content
+    assert run(need("nbdinfo", "libnbd-bin"), "--size", daemon.nbd).stdout.strip() == str(len(content))
+    assert set(daemon.ask("GET", "/api/v1/daemon").json["backend_collection"]) == {"/snap", "/"}
+    done(daemon.ask("DELETE", "/api/v1/mount?mountpoint=/"))
+    assert get(f"{daemon.http}/disk") != content
+
+
+def test_a_swap_is_seen_at_once_and_old_clients_keep_what_they_have(
+    daemon: Controlled, images: list[tuple[Path, bytes]]
+) -> None:
+    (first, old), (second, new) = images[0], images[1]
+    done(mount(daemon.control, "/a", first))
+    client = hold(f"{daemon.nbd}a")
+    refused = mount(daemon.control, "/a", second, "PUT", config='{"hexz": {"strict": true}}')
+    assert refused.status == 500 and "other sizes" in refused.message
+    assert get(f"{daemon.http}/snapshots/a/disk") == old
+    done(mount(daemon.control, "/a", second, "PUT"))
+    assert get(f"{daemon.http}/snapshots/a/disk") == new
+    assert bytes.fromhex(go_on(client)) == old[4096:8192]
+    bad = mount(daemon.control, "/a", Path(__file__), "PUT")
+    assert bad.status == 500
+    assert get(f"{daemon.http}/snapshots/a/disk") == new
+
+
+def test_umount_ends_nbd_clients_between_requests(daemon: Controlled, images: list[tuple[Path, bytes]]) -> None:
+    done(mount(daemon.control, "/a", images[0][0]))
+    client = hold(f"{daemon.nbd}a")
+    done(daemon.ask("DELETE", "/api/v1/mount?mountpoint=/a"))
+    assert not [fd for fd in os.listdir(f"/proc/{daemon.process.pid}/fd") if opens(daemon, fd, images[0][0])]
+    assert go_on(client) in ("ESHUTDOWN", "ENOTCONN", "ECONNRESET")
+
+
+def opens(daemon: Controlled, fd: str, path: Path) -> bool:
+    try:
+        return os.readlink(f"/proc/{daemon.process.pid}/fd/{fd}") == str(path)
+    except FileNotFoundError:
+        return False
+
+
+def test_umount_says_when_somebody_goes_on_reading(daemon: Controlled, tmp_path: Path, disk_image: Path) -> None:
+    slow = subprocess.Popen(
+        [need("curl", "curl"), "-s", "--limit-rate", "1M", "-o", tmp_path / "slow", f"{daemon.http}/disk"]
+    )
+    wait_for(lambda: (tmp_path / "slow").exists() and (tmp_path / "slow").stat().st_size)
+    answer = daemon.ask("DELETE", "/api/v1/mount?mountpoint=/snap&drain_timeout=0.1")
+    assert answer.status == 500 and "still read" in answer.message
+    assert "/snap" not in daemon.ask("GET", "/api/v1/daemon").json["backend_collection"]
+    assert slow.wait(60) == 0
+    assert (tmp_path / "slow").read_bytes() == disk_image.read_bytes()
+
+
+def test_mounts_are_kept_to_the_roots_and_survive_a_reload(
+    tmp_path: Path, snapshot_file: Path, images: list[tuple[Path, bytes]]
+) -> None:
+    allowed = tmp_path / "allowed"
+    allowed.mkdir()
+    shutil.copy(images[0][0], allowed / "in.hxz")
+    (allowed / "link.hxz").symlink_to(images[1][0])
+    with Controlled(tmp_path / "api.sock", "--control-root", allowed, "--http-port", 0, snapshot_file) as daemon:
+        for outside in (images[1][0], allowed / "link.hxz", allowed / ".." / "other.hxz"):
+            answer = mount(daemon.control, "/x", outside)
+            assert answer.status == 500 and "--control-root" in answer.message
+        done(mount(daemon.control, "/in", allowed / "in.hxz"))
+        daemon.process.send_signal(signal.SIGHUP)
+        wait_for(lambda: "reloaded: 2 snapshots" in daemon.stderr())
+        assert get(f"{daemon.http}/snapshots/in/disk") == images[0][1]
+
+
+def test_300_mounts_and_umounts_under_load_leave_nothing_behind(
+    daemon: Controlled, images: list[tuple[Path, bytes]]
+) -> None:
+    contents = {content for _, content in images}
+    over = threading.Event()
+    wrong: list[object] = []
+    reads = [0]
+
+    def read_all_the_time() -> None:
+        while not over.is_set():
+            try:
+                data = get(f"{daemon.http}/snapshots/changing/disk")
+                reads[0] += 1
+                if data not in contents:
+                    wrong.append("other bytes")
+            except urllib.error.HTTPError as error:
+                if error.code != 404:
+                    wrong.append(error.code)
+            except OSError as error:
+                wrong.append(error)
+
+    def figures() -> tuple[int, int, int]:
+        pid = daemon.process.pid
+        info = daemon.ask("GET", "/api/v1/daemon").json
+        return (
+            len(os.listdir(f"/proc/{pid}/fd")),
+            len(info["backend_collection"]),
+            len(os.listdir(f"/proc/{pid}/task")),
+        )
+
+    for path, _ in images:  # so that everything that is made once is there
+        done(mount(daemon.control, "/changing", path))
+        assert get(f"{daemon.http}/snapshots/changing/disk") in contents
+        done(daemon.ask("DELETE", "/api/v1/mount?mountpoint=/changing"))
+    before, resident = figures(), resident_kib(daemon)
+    readers = [threading.Thread(target=read_all_the_time) for _ in range(2)]
+    for reader in readers:
+        reader.start()
+    try:
+        for number in range(300):
+            done(mount(daemon.control, "/changing", images[number % 4][0]))
+            if number % 3 == 0:
+                done(mount(daemon.control, "/changing", images[(number + 1) % 4][0], "PUT"))
+            done(daemon.ask("DELETE", "/api/v1/mount?mountpoint=/changing"))
+    finally:
+        over.set()
+        for reader in readers:
+            reader.join()
+    assert not wrong
+    assert reads[0] > 10
+    wait_for(lambda: figures() <= before)
+    assert resident_kib(daemon) < resident + (64 << 10)
+    assert set(daemon.ask("GET", "/api/v1/daemon").json["backend_collection"]) == {"/snap"}
+
+
+def resident_kib(daemon: Controlled) -> int:
+    for line in Path(f"/proc/{daemon.process.pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1])
+    raise AssertionError("no VmRSS")
