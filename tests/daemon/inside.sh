@@ -58,13 +58,18 @@ restarts_under_load() {
 
 drains() {
     systemctl start hexz-serve@snap
-    curl -sf --limit-rate 1M -o /tmp/slow http://127.0.0.1:8080/disk &
+    folder=$(mktemp -d)
+    python3 "$checkout/tests/daemon/slow.py" "$folder" "$raw" &
     download=$!
-    while ! [ -s /tmp/slow ]; do sleep 0.05; done
-    systemctl stop hexz-serve@snap
-    journal snap | grep 'stopping: 1 connections'
+    until [ -e "$folder/begun" ]; do sleep 0.05; done
+    systemctl stop hexz-serve@snap &
+    stop=$!
+    until journal snap | grep 'stopping: 1 connections'; do sleep 0.05; done
+    kill -0 $stop
+    touch "$folder/enough"
     wait $download
-    cmp /tmp/slow "$raw"
+    wait $stop
+    [ "$(say Result hexz-serve@snap)" = success ]
 }
 
 fails_readably() {

@@ -346,7 +346,7 @@ def test_stop_waits_for_a_daemon_that_drains(host: Host, snapshot_file: Path, di
 def test_a_second_signal_ends_the_patience(host: Host, snapshot_file: Path) -> None:
     pid, url = host.start("--drain-timeout", 60, snapshot_file)
     with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2]))) as stuck:
-        stuck.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        stuck.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 << 10)
         stuck.sendall(b"GET /disk HTTP/1.1\r\nHost: x\r\n\r\n")
         stuck.recv(1)
         log = host.runtime / "hexz-serve.log"

@@ -80,7 +80,7 @@ def test_who_stays_silent_does_not_hold_it_up(place: Place) -> None:
 
 def test_a_slow_download_ends_whole(place: Place, disk_image: Path) -> None:
     image = disk_image.read_bytes()
-    with place.connect(receive_buffer=4096) as slow:
+    with place.connect(receive_buffer=64 << 10) as slow:
         slow.sendall(b"GET /disk HTTP/1.1\r\nHost: test\r\n\r\n")
         begin = slow.recv(1024)
         place.begin_to_stop()
@@ -90,7 +90,7 @@ def test_a_slow_download_ends_whole(place: Place, disk_image: Path) -> None:
 
 
 def test_a_second_signal_ends_the_patience(place: Place) -> None:
-    with place.connect(receive_buffer=4096) as stuck:
+    with place.connect(receive_buffer=64 << 10) as stuck:
         stuck.sendall(b"GET /disk HTTP/1.1\r\nHost: test\r\n\r\n")
         stuck.recv(1024)
         place.begin_to_stop()

@@ -174,7 +174,7 @@ def test_signs_of_life_go_on_while_it_drains(manager: Manager, snapshot_file: Pa
     service = manager.start("--http-socket", path, snapshot_file, WATCHDOG_USEC="1500000")
     manager.wait_for("READY")
     with socket.socket(socket.AF_UNIX) as slow:
-        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 << 10)
         slow.connect(path)
         slow.sendall(b"GET /disk HTTP/1.1\r\nHost: test\r\n\r\n")
         slow.recv(1024)
