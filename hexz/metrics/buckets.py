@@ -8,9 +8,10 @@ each of these is a sum of whole buckets.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
-__all__ = ["LATENCY_BOUNDS", "SIZE_BOUNDS", "SIZE_BUCKET", "coarser", "latency_bucket", "size_bucket"]
+__all__ = ["LATENCY_BOUNDS", "SIZE_BOUNDS", "coarser", "latency_bucket", "size_bucket"]
 
 SIZE_BOUNDS = (1 << 10, 4 << 10, 16 << 10, 64 << 10, 128 << 10, 512 << 10, 1 << 20)
 """Bytes; bucket n has the sizes below bound n, the last one all others."""
@@ -18,18 +19,15 @@ LATENCY_BOUNDS = (50e-6, 200e-6, 1e-3, 5e-3, 20e-3, 50e-3, 100e-3, 500e-3, 1.0, 
 """Seconds; bucket n has what took up to bound n, the last one all that took longer."""
 MAX_BITS = 64
 
-SIZE_BUCKET = tuple(sum(1 << bits > bound for bound in SIZE_BOUNDS) for bits in range(MAX_BITS + 1))
+_SIZE_BUCKET = tuple(sum(1 << bits > bound for bound in SIZE_BOUNDS) for bits in range(MAX_BITS + 1))
 """The bucket of a size by its bit length: every bound is a power of two, so that this is exact."""
+latency_bucket: Callable[[float], int] = partial(bisect_left, LATENCY_BOUNDS)
+"""The bucket of a duration in seconds."""
 
 
 def size_bucket(size: int) -> int:
     """The bucket of `size` bytes, which is less than 2**64."""
-    return SIZE_BUCKET[size.bit_length()]
-
-
-def latency_bucket(seconds: float) -> int:
-    """The bucket of a duration."""
-    return bisect_left(LATENCY_BOUNDS, seconds)
+    return _SIZE_BUCKET[size.bit_length()]
 
 
 def coarser(counts: Sequence[int], bounds: Sequence[float]) -> list[int]:

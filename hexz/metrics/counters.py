@@ -10,8 +10,8 @@ A loop that serves thousands of cached reads a second gets a cell of its own, wh
 takes no lock, and tells it about a whole batch at once::
 
     cell = meter.cell()                                     # one thread at a time
-    cell.add_many(lengths, seconds)
-    cell.close()                                            # folds the figures into the meter
+    cell.add(sent_bytes, seconds, count)                    # `count` replies of so many bytes each
+    cell.close()                                            # gives the figures to the meter
 
     collected = metrics.collect()                           # plain values, hexz.metrics.figures
 
@@ -23,10 +23,11 @@ from __future__ import annotations
 
 import threading
 import time
-from bisect import bisect_left
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-from hexz.metrics.buckets import LATENCY_BOUNDS, SIZE_BUCKET
+from hexz.metrics.buckets import latency_bucket, size_bucket
 from hexz.metrics.figures import (
     NO_LATENCIES,
     NO_SIZES,
@@ -40,54 +41,91 @@ from hexz.metrics.files import FileCounts, share_out, total_ahead, total_storage
 from hexz.metrics.recent import Events, Flights
 from hexz.metrics.words import OK
 
-__all__ = ["Cell", "Meter", "Metrics", "SnapshotMetrics"]
+__all__ = ["MAX_NOTED", "Cell", "Meter", "Metrics", "SnapshotMetrics"]
+
+MAX_NOTED = 3 * 256
+"""Figures that a cell notes before they are counted: three for each batch of requests."""
 
 
 class Cell:
-    """Requests that went well; only one thread at a time may add."""
+    """Requests that went well; only one thread at a time may add.
 
-    __slots__ = ("_meter", "latencies", "seconds", "size", "sizes")
+    They are noted first and counted by the hundred, which costs a fraction.
+    """
 
-    def __init__(self, meter: Meter | None = None) -> None:
+    __slots__ = ("_meter", "noted")
+
+    def __init__(self, meter: Meter) -> None:
         self._meter = meter
+        self.noted: list[Any] = []
+        """Size, count and duration of batches one behind the other.  A loop for which a call is too much extends
+        this by itself, in one step, so that other threads read whole triples; `fold` has to follow in time."""
+
+    def add(self, size: int, seconds: float, count: int = 1) -> None:
+        """`count` requests, answered with `size` bytes each, together within `seconds`."""
+        noted = self.noted
+        noted += (size, count, seconds)
+        if len(noted) >= MAX_NOTED:
+            self.fold()
+
+    def fold(self) -> None:
+        """Count what was noted for good."""
+        self._meter.fold(self)
+
+    def add_to(self, totals: Totals) -> None:
+        """Count what is noted so far."""
+        noted = self.noted[:]
+        totals.add_many(noted[0::3], noted[1::3], noted[2::3])
+
+    def clear(self) -> None:
+        """Forget what is noted; in the thread that adds."""
+        self.noted.clear()
+
+    def close(self) -> None:
+        """Give the figures to the meter; nothing may be added afterwards."""
+        self._meter.fold(self, last=True)
+
+
+class Totals:
+    """Requests by size and by duration."""
+
+    __slots__ = ("latencies", "seconds", "size", "sizes")
+
+    def __init__(self) -> None:
         self.sizes = list(NO_SIZES)
         self.latencies = list(NO_LATENCIES)
         self.size = 0
         self.seconds = 0.0
 
     def add(self, size: int, seconds: float) -> None:
-        """One request, answered with `size` bytes within `seconds`."""
-        self.sizes[SIZE_BUCKET[size.bit_length()]] += 1
-        self.latencies[bisect_left(LATENCY_BOUNDS, seconds)] += 1
+        """One request."""
+        self.sizes[size_bucket(size)] += 1
+        self.latencies[latency_bucket(seconds)] += 1
         self.size += size
         self.seconds += seconds
 
-    def add_many(self, sizes: Sequence[int], seconds: float) -> None:
-        """A batch of requests that came together and were answered together within `seconds`; at least one."""
-        count = len(sizes)
-        first = sizes[0]
-        if count == 1 or sizes.count(first) == count:
-            self.sizes[SIZE_BUCKET[first.bit_length()]] += count
-            self.size += first * count
-        else:
-            for size in sizes:
-                self.sizes[SIZE_BUCKET[size.bit_length()]] += 1
+    def add_many(self, sizes: list[int], counts: list[int], waits: list[float]) -> None:
+        """Batches of `counts` requests of the same size each."""
+        if counts.count(1) == len(counts):
+            for size, count in Counter(sizes).items():
+                self.sizes[size_bucket(size)] += count
+            for bucket, count in Counter(map(latency_bucket, waits)).items():
+                self.latencies[bucket] += count
             self.size += sum(sizes)
-        self.latencies[bisect_left(LATENCY_BOUNDS, seconds)] += count
-        self.seconds += seconds * count
+            self.seconds += sum(waits)
+            return
+        for size, count, seconds in zip(sizes, counts, waits):
+            self.sizes[size_bucket(size)] += count
+            self.latencies[latency_bucket(seconds)] += count
+            self.size += size * count
+            self.seconds += seconds * count
 
-    def take(self, other: Cell) -> None:
-        """Add the figures of `other`."""
-        self.sizes = [mine + its for mine, its in zip(self.sizes, other.sizes)]
-        self.latencies = [mine + its for mine, its in zip(self.latencies, other.latencies)]
-        self.size += other.size
-        self.seconds += other.seconds
-
-    def close(self) -> None:
-        """Fold the figures into the meter; nothing may be added afterwards.  A second time does nothing."""
-        meter, self._meter = self._meter, None
-        if meter is not None:
-            meter.fold(self)
+    def copy(self) -> Totals:
+        """The same figures, apart."""
+        other = Totals()
+        other.sizes, other.latencies = self.sizes[:], self.latencies[:]
+        other.size, other.seconds = self.size, self.seconds
+        return other
 
 
 class Meter:
@@ -99,7 +137,7 @@ class Meter:
         self.stream = stream
         self._lock = threading.Lock()  # guards everything below
         self._cells: set[Cell] = set()
-        self._total = Cell()
+        self._total = Totals()
         self._others: dict[str, int] = {}  # outcomes but for OK
         self._partial = 0
         self._missed = 0
@@ -124,19 +162,20 @@ class Meter:
             self._cells.add(cell)
         return cell
 
-    def fold(self, cell: Cell) -> None:
-        """Take a cell's figures over."""
+    def fold(self, cell: Cell, last: bool = False) -> None:
+        """Count what a cell has noted; in the thread that adds to it."""
         with self._lock:
-            self._cells.discard(cell)
-            self._total.take(cell)
+            cell.add_to(self._total)
+            cell.clear()
+            if last:
+                self._cells.discard(cell)
 
     def collect(self) -> OperationFigures:
         """The figures now."""
         with self._lock:
-            total = Cell()
-            total.take(self._total)
+            total = self._total.copy()
             for cell in self._cells:
-                total.take(cell)
+                cell.add_to(total)
             outcomes = {OK: sum(total.sizes), **self._others}
             return OperationFigures(
                 self.protocol, self.op, self.stream, outcomes, total.size, total.seconds,

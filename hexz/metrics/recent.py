@@ -17,6 +17,8 @@ MAX_EVENT_BYTES = 51_200
 MAX_TEXT = 2048
 """Longest text of one error, characters; what is longer is cut."""
 
+_Request = tuple[str, str, str, str, str, int, int]
+
 
 class Events:
     """The last errors, bounded in number and in bytes."""
@@ -49,15 +51,14 @@ class Flights:
 
     def __init__(self) -> None:
         self._numbers = itertools.count(1)
-        self._now: dict[int, Flight] = {}  # changed as entries, which is atomic
+        self._now: dict[int, tuple[_Request, float]] = {}  # with the start; changed as entries, which is atomic
 
     def begin(
         self, protocol: str, op: str, peer: str, snapshot: str = "", stream: str = "", offset: int = 0, length: int = 0
     ) -> int:
         """A request is being executed; the number to give to `end`."""
         number = next(self._numbers)
-        started = time.monotonic()
-        self._now[number] = Flight(number, snapshot, stream, protocol, op, peer, offset, length, time.time(), started)
+        self._now[number] = (snapshot, stream, protocol, op, peer, offset, length), time.monotonic()
         return number
 
     def end(self, number: int) -> None:
@@ -66,6 +67,8 @@ class Flights:
 
     def now(self) -> list[Flight]:
         """The requests under way, the oldest first."""
-        present = time.monotonic()
-        flights = [flight._replace(age=present - flight.age) for flight in self._now.copy().values()]
-        return sorted(flights, key=lambda flight: flight.number)
+        present, clock = time.monotonic(), time.time()
+        return [
+            Flight(number, *request, clock - (present - began), present - began)
+            for number, (request, began) in sorted(self._now.copy().items())
+        ]

@@ -48,7 +48,7 @@ class _CatalogDirectory:
             lease, stream = self._catalog.stream(name)
         except NoSuchSnapshot:
             return None
-        return lease, Export(stream, -(-stream.size // self._pad) * self._pad)
+        return lease, Export(stream, -(-stream.size // self._pad) * self._pad, lease.metrics)
 
     def opens(self, name: str, export: Export) -> bool:
         """Whether `name` still means the same stream."""

@@ -17,6 +17,7 @@ from collections import deque
 from typing import NamedTuple
 
 from hexz.errors import HexzError
+from hexz.metrics.waiting import waited
 from hexz.snapshot import Stream
 
 __all__ = ["Cold", "ColdReads", "MissPool"]
@@ -30,12 +31,17 @@ MAX_WAITING_BYTES = 8 << 20
 
 
 class Cold(NamedTuple):
-    """A read whose blocks have to be loaded: cookie, offset and length, and whether its reply must be one chunk."""
+    """A read whose blocks have to be loaded: cookie, offset and length, and whether its reply must be one chunk.
+
+    `began` is when it came (``perf_counter``), `flight` its number among the requests under way.
+    """
 
     cookie: int
     offset: int
     length: int
     whole: bool
+    began: float
+    flight: int
 
 
 class _Wake:
@@ -78,7 +84,7 @@ class ColdReads:
         self._bytes = 0
         self.waiting = 0  # handed over and not taken back
         self._asleep = False  # the connection polls: written by its thread, read by the pool's
-        self.finished: deque[tuple[Cold, HexzError | OSError | None]] = deque()  # filled by the pool's threads
+        self.finished: deque[tuple[Cold, HexzError | OSError | None, int]] = deque()  # filled by the pool's threads
         self.tasks: deque[Cold] = deque()  # guarded by the pool's condition
         self.queued = False  # in the pool's ring; guarded the same way
 
@@ -97,13 +103,13 @@ class ColdReads:
         self._pool.submit(self, read)
         return True
 
-    def take(self) -> list[tuple[Cold, HexzError | OSError | None]]:
-        """The reads that are loaded, or failed, since the last call."""
+    def take(self) -> list[tuple[Cold, HexzError | OSError | None, int]]:
+        """The reads that are loaded, or failed, since the last call, and the bytes that each had to wait for."""
         taken = []
         while self.finished:
             taken.append(self.finished.popleft())
         self.waiting -= len(taken)
-        self._bytes -= sum(read.length for read, _ in taken)
+        self._bytes -= sum(read.length for read, _, _ in taken)
         return taken
 
     def wait(self, sock: socket.socket | None) -> bool:
@@ -134,6 +140,7 @@ class ColdReads:
         """In a thread of the pool: get the blocks into the cache."""
         wake = self._wake
         trouble: HexzError | OSError | None = None
+        before = waited.size
         try:
             self._stream.read(read.offset, min(read.length, self._stream.size - read.offset))
         except (HexzError, OSError) as error:
@@ -141,7 +148,7 @@ class ColdReads:
         except Exception as error:
             log.exception("unexpected trouble with a cold read")
             trouble = OSError(errno.EIO, str(error))
-        self.finished.append((read, trouble))
+        self.finished.append((read, trouble, waited.size - before))
         if self._asleep and wake is not None:
             wake.ring()
 

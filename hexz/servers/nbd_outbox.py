@@ -17,8 +17,10 @@ from collections.abc import Iterable
 from typing import NamedTuple, Union
 
 from hexz.errors import HexzError
+from hexz.metrics import SnapshotMetrics
 from hexz.protocol.nbd import constants as c
 from hexz.protocol.nbd.replies import SIMPLE_REPLY, Buffer, ChunkedReplies, simple_error
+from hexz.servers.nbd_counting import Counting
 from hexz.snapshot import ZEROS, Stream
 
 __all__ = ["MAX_BUFFERS", "Export", "Outbox"]
@@ -41,17 +43,21 @@ ZERO_BYTES = ZEROS.obj
 
 
 class Export(NamedTuple):
-    """A stream and the size it has for the client: at least its own, the rest is zeros."""
+    """A stream, the size it has for the client (at least its own, the rest is zeros), and what counts its requests."""
 
     stream: Stream
     size: int
+    metrics: SnapshotMetrics
 
 
 class Outbox:
     """What one connection has to send; used by the connection's thread alone."""
 
-    def __init__(self, sock: socket.socket, peer: str, stream: Stream, chunks: ChunkedReplies | None) -> None:
-        """`chunks` builds structured or extended replies; None means simple ones."""
+    def __init__(
+        self, sock: socket.socket, peer: str, stream: Stream, chunks: ChunkedReplies | None, counting: Counting
+    ) -> None:
+        """`chunks` builds structured or extended replies; None means simple ones.  `counting` hears of troubles."""
+        self._counting = counting
         self._sock = sock
         self._peer = peer
         self._stream = stream
@@ -62,6 +68,7 @@ class Outbox:
         self.buffers: list[Buffer] = []
         self.replies: list[Reply] = []
         self.pending = 0  # bytes in `buffers`
+        self._own = 0  # of `replies`, those that are not the loop's
 
     def put_bytes(self, reply: bytes) -> None:
         """Queue a reply without data of the stream."""
@@ -69,6 +76,7 @@ class Outbox:
             self.flush()
         self.buffers.append(reply)
         self.replies.append(reply)
+        self._own += 1
         self.pending += len(reply)
 
     def put_error(self, cookie: int, offset: int, error: int, message: str) -> None:
@@ -82,6 +90,7 @@ class Outbox:
     def put_trouble(self, cookie: int, offset: int, error: HexzError | OSError) -> None:
         """Queue the news that the request failed for want of good data."""
         log.warning("%s: %s", self._peer, error)
+        self._counting.trouble(error)
         self.put_error(cookie, offset, error.nbd_errno if isinstance(error, HexzError) else c.NBD_EIO, str(error))
 
     def put_read(self, read: Read) -> None:
@@ -101,6 +110,7 @@ class Outbox:
             return
         self.buffers += first
         self.replies.append(read)
+        self._own += 1
         self.pending += sum(map(len, first))
 
     def flush(self) -> None:
@@ -108,11 +118,14 @@ class Outbox:
         if not self.replies:
             return
         pending, self.pending = self.pending, 0
+        cached, self._own = len(self.replies) - self._own, 0
         if self._secure:
             joined = b"".join(self.buffers)
             self.buffers.clear()
             self.replies.clear()
             self._sock.sendall(joined)
+            if cached:
+                self._counting.sent(cached)
             return
         try:
             sent = self._sock.sendmsg(self.buffers, (), socket.MSG_DONTWAIT)
@@ -121,10 +134,14 @@ class Outbox:
         self.buffers.clear()
         if sent == pending:
             self.replies.clear()
+            if cached:
+                self._counting.sent(cached)
             return
         replies = self.replies[:]
         self.replies.clear()
         self._send_slowly(replies, sent)
+        if cached:
+            self._counting.sent(cached)
 
     def _send_slowly(self, replies: Iterable[Reply], skip: int) -> None:
         """Send replies one by one, but for their first `skip` bytes, which are out."""
@@ -148,6 +165,7 @@ class Outbox:
                 skip = self._send_piece(read, at, min(self.most, offset + length - at), skip)
             except HexzError as error:
                 log.warning("%s: %s", self._peer, error)
+                self._counting.trouble(error)
                 if self._chunks is not None:
                     self._sock.sendall(self._chunks.error(error.nbd_errno, str(error), cookie, offset, at))
                 elif at == offset:

@@ -14,8 +14,10 @@ import socket
 import ssl
 import struct
 import time
+from time import perf_counter
 
 from hexz.errors import HexzError
+from hexz.metrics.words import FAILED, OK
 from hexz.protocol.nbd import constants as c
 from hexz.protocol.nbd.handshake import Negotiated
 from hexz.protocol.nbd.replies import (
@@ -29,6 +31,7 @@ from hexz.protocol.nbd.replies import (
 )
 from hexz.protocol.nbd.rules import Refusal, Request, refusal
 from hexz.servers.base import Connection
+from hexz.servers.nbd_counting import Counting
 from hexz.servers.nbd_misses import Cold, ColdReads, MissPool
 from hexz.servers.nbd_outbox import MAX_BUFFERS, ZERO_BYTES, Export, Outbox
 from hexz.servers.nbd_status import describe
@@ -76,7 +79,8 @@ class Transmission:
         self._buffer = bytearray(max(RECEIVE_BYTES, len(received)))
         self._buffer[: len(received)] = received
         self._filled = len(received)
-        self._outbox = Outbox(sock, connection.peer, export.stream, self._chunks)
+        self._counting = Counting(export.metrics, export.stream, connection.peer)
+        self._outbox = Outbox(sock, connection.peer, export.stream, self._chunks, self._counting)
         self._cold = ColdReads(pool, export.stream)
         self._summoned = False
         if not self._secure:
@@ -95,6 +99,7 @@ class Transmission:
             self._finish()
         finally:
             self._cold.abandon()
+            self._counting.close()
 
     # Receiving
 
@@ -125,6 +130,7 @@ class Transmission:
             self._connection.await_input(None)
             return True  # to look at the summons first
         self._filled += count
+        self._counting.began = perf_counter()
         return count > 0
 
     def _has_input(self) -> bool:
@@ -155,6 +161,8 @@ class Transmission:
         end = self._stream.size
         magic_wanted = self._magic
         outbox = self._outbox
+        counting = self._counting
+        odd, usual = counting.odd, counting.usual
         buffers = outbox.buffers
         replies = outbox.replies
         most = outbox.most
@@ -173,6 +181,7 @@ class Transmission:
             if fast and not command and not flags and 0 < length <= most and offset + length <= end:
                 if outbox.pending + length > most or len(buffers) >= MAX_BUFFERS:
                     outbox.flush()
+                    usual = counting.usual
                 views = read_cached(offset, length)
                 if views is not None and len(views) == 1 and (simple or views[0].obj is not ZERO_BYTES):
                     if simple:
@@ -190,6 +199,8 @@ class Transmission:
                     del views  # a flush that waits pins no data
                     replies.append((cookie, offset, length, False))
                     outbox.pending += len(head) + length
+                    if length != usual:
+                        odd.append(length)
                     continue
                 del views
             if command == c.CMD_DISC:
@@ -199,6 +210,7 @@ class Transmission:
             if command == c.CMD_WRITE or flags & c.CMD_FLAG_PAYLOAD_LEN:
                 return self._skip_payload(request, used)
             self._answer(request, lone)
+            usual = counting.usual
         self._keep(used)
         return True
 
@@ -234,6 +246,7 @@ class Transmission:
         """Queue the reply of one request, or hand it to the pool."""
         refused = self._refusal(request)
         if refused is not None:
+            self._counting.refused(request.command)
             self._outbox.put_error(request.cookie, request.offset, refused.error, refused.message)
         elif request.command == c.CMD_READ:
             self._read(request, lone)
@@ -241,9 +254,12 @@ class Transmission:
             length = min(request.length, self._stream.size - request.offset)
             if length > 0:
                 self._stream.prefetch(request.offset, length)
+            self._counting.add(request.command, OK, 0, self._counting.began)
             self._put_ok(request)
         else:
+            before = self._counting.mark()
             self._put_status(request)
+            self._counting.answered(request.command, 0, before)
 
     def _refusal(self, request: Request) -> Refusal | None:
         if self._connection.draining:
@@ -268,25 +284,34 @@ class Transmission:
         self._outbox.put_bytes(self._chunks.status(request.cookie, request.offset, contexts))
 
     def _read(self, request: Request, lone: bool) -> None:
-        read = Cold(request.cookie, request.offset, request.length, bool(request.flags & c.CMD_FLAG_DF))
+        counting = self._counting
+        read = (request.cookie, request.offset, request.length, bool(request.flags & c.CMD_FLAG_DF))
         if not request.length:
             self._put_ok(request)
             return
+        flight = counting.departs(request.offset, request.length)
         here = lone and self._stream.block_size <= INLINE_BLOCK
-        if here or not self._is_cold(read) or not self._cold.hand_over(read):
+        if here or not self._is_cold(request) or not self._cold.hand_over(Cold(*read, counting.began, flight)):
+            before = counting.mark()
             self._outbox.put_read(read)
+            counting.landed(flight)
+            counting.answered(request.command, request.length, before)
 
-    def _is_cold(self, read: Cold) -> bool:
+    def _is_cold(self, read: Request) -> bool:
         """Whether the read has to wait for a block; a long one is never: it is sent while it is loaded."""
         inside = min(read.length, self._stream.size - read.offset)
         return read.length <= self._outbox.most and inside > 0 and self._stream.read_cached(read.offset, inside) is None
 
     def _answer_loaded(self) -> None:
-        for read, trouble in self._cold.take():
+        for read, trouble, missing in self._cold.take():
+            troubles = self._counting.troubles
             if trouble is None:
-                self._outbox.put_read(read)
+                self._outbox.put_read(read[:4])
             else:
                 self._outbox.put_trouble(read.cookie, read.offset, trouble)
+            good = troubles == self._counting.troubles
+            self._counting.landed(read.flight)
+            self._counting.add(c.CMD_READ, OK if good else FAILED, read.length * good, read.began, missing)
         self._outbox.flush()
 
     # Ending

@@ -114,7 +114,7 @@ def test_every_shape_with_nothing_counted_yet() -> None:
 def test_requests_become_operations_of_a_file_system() -> None:
     metrics = example()
     cell = meter_of(metrics, "base", "nbd", "read", "disk").cell()
-    cell.add_many([4096] * 10, 100e-6)
+    cell.add(4096, 100e-6, 10)
     cell.add(1 << 20, 0.3)
     reads = meter_of(metrics, "base", "http", "read", "memory")
     reads.add("ok", 1000, 5.0, 1000)

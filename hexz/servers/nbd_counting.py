@@ -1,0 +1,101 @@
+"""What one NBD client's requests count as."""
+
+from __future__ import annotations
+
+from time import perf_counter
+
+from hexz.metrics.counters import MAX_NOTED, SnapshotMetrics
+from hexz.metrics.waiting import waited
+from hexz.metrics.words import CLOSE, EXTENTS, FAILED, OK, OPEN, PREFETCH, READ, REFUSED
+from hexz.protocol.nbd import constants as c
+from hexz.snapshot import Stream
+
+__all__ = ["Counting"]
+
+PROTOCOL = "nbd"
+_OPS = {c.CMD_READ: READ, c.CMD_CACHE: PREFETCH, c.CMD_BLOCK_STATUS: EXTENTS}
+OTHER = "other"
+"""Commands that a read-only export refuses."""
+
+
+class Counting:
+    """The figures of one client; used by the thread that serves it.
+
+    Reads that the transmission loop answers from the cache cost it a comparison each: nearly all
+    of a client's have the same length.  It puts lengths other than `usual` into `odd`, and the
+    outbox says with `sent` how many such reads went out.
+    """
+
+    def __init__(self, metrics: SnapshotMetrics, stream: Stream, peer: str) -> None:
+        self._metrics = metrics
+        self._stream = stream.name
+        self._peer = peer
+        self._all = stream.snapshot.context.metrics
+        self._cell = metrics.meter(PROTOCOL, READ, stream.name).cell()
+        self._noted = self._cell.noted
+        self._flights: set[int] = set()
+        self.usual = 0
+        self.odd: list[int] = []
+        self.began = perf_counter()
+        """When something was received last (``perf_counter``)."""
+        self.troubles = 0
+        """Replies that could not be given for want of good data, so far."""
+        metrics.meter(PROTOCOL, OPEN, stream.name).add(OK, 0, 0.0)
+
+    def sent(self, count: int) -> None:
+        """`count` reads, at least one, were answered from the cache; `usual` may be another one now."""
+        seconds = perf_counter() - self.began
+        noted = self._noted
+        odd = self.odd
+        if count > len(odd):
+            noted += (self.usual, count - len(odd), seconds)
+        if odd:
+            for length in odd:
+                noted += (length, 1, seconds)
+            self.usual = odd[-1]
+            odd.clear()
+        if len(noted) >= MAX_NOTED:
+            self._cell.fold()
+
+    def add(self, command: int, outcome: str, size: int, began: float, missing: int = 0) -> None:
+        """A request of its own, received at `began` (``perf_counter``), which waited for `missing` bytes."""
+        meter = self._metrics.meter(PROTOCOL, _OPS.get(command, OTHER), self._stream)
+        meter.add(outcome, size, perf_counter() - began, missing)
+
+    def refused(self, command: int) -> None:
+        """A request that the client may not make."""
+        self.add(command, REFUSED, 0, self.began)
+
+    def mark(self) -> tuple[int, int]:
+        """How things stand before a request, for `answered`."""
+        return self.troubles, waited.size
+
+    def answered(self, command: int, size: int, before: tuple[int, int]) -> None:
+        """The request that came last was answered in this thread, from cache or file; or failed."""
+        troubles, size_before = before
+        outcome = OK if troubles == self.troubles else FAILED
+        self.add(command, outcome, size if outcome is OK else 0, self.began, waited.size - size_before)
+
+    def trouble(self, error: BaseException) -> None:
+        """Good data could not be had."""
+        self.troubles += 1
+        self._all.events.add(str(error), self._metrics.name)
+
+    def departs(self, offset: int, length: int) -> int:
+        """A read has to wait for its blocks; the number to give to `landed`."""
+        flights = self._all.flights
+        flight = flights.begin(PROTOCOL, READ, self._peer, self._metrics.name, self._stream, offset, length)
+        self._flights.add(flight)
+        return flight
+
+    def landed(self, flight: int) -> None:
+        """Its blocks are there, or will never be."""
+        self._flights.discard(flight)
+        self._all.flights.end(flight)
+
+    def close(self) -> None:
+        """The client has gone."""
+        self._cell.close()
+        for flight in self._flights:
+            self._all.flights.end(flight)
+        self._metrics.meter(PROTOCOL, CLOSE, self._stream).add(OK, 0, 0.0)
