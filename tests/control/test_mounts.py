@@ -11,7 +11,9 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from tests.control.clients import Controlled, done, mount, wait_for
+import pytest
+
+from tests.control.clients import Answer, Controlled, done, mount, wait_for
 from tests.peers import need, need_libnbd, run
 
 HOLD = """
@@ -197,3 +199,42 @@ def resident_kib(daemon: Controlled) -> int:
         if line.startswith("VmRSS:"):
             return int(line.split()[1])
     raise AssertionError("no VmRSS")
+
+
+def test_a_file_that_hangs_holds_up_nobody_but_its_own_mount(
+    daemon: Controlled, tmp_path: Path, images: list[tuple[Path, bytes]]
+) -> None:
+    if not os.access("/dev/fuse", os.R_OK | os.W_OK):
+        pytest.skip("needs /dev/fuse")
+    need("nbdkit", "nbdkit")
+    stuck, pid_file = tmp_path / "stuck.hxz", tmp_path / "pid"
+    stuck.touch()
+    served = ("nbdkit", "-s", "--exit-with-parent", "-P", pid_file, "file", images[0][0])
+    fuse = subprocess.Popen([need("nbdfuse", "libnbd-bin"), "-r", stuck, "--command", *served])
+    answers: list[Answer] = []
+    try:
+        wait_for(lambda: stuck.stat().st_size == images[0][0].stat().st_size and pid_file.exists())
+        os.kill(int(pid_file.read_text()), signal.SIGSTOP)
+        hanging = threading.Thread(target=lambda: answers.append(mount(daemon.control, "/stuck", stuck)))
+        hanging.start()
+        wait_for(lambda: opens_any(daemon, stuck))
+        second = mount(daemon.control, "/stuck", images[1][0])
+        assert second.status == 500 and "already exists" in second.message
+        for _ in range(50):
+            assert set(daemon.ask("GET", "/api/v1/daemon").json["backend_collection"]) == {"/snap"}
+        done(mount(daemon.control, "/other", images[1][0]))
+        assert get(f"{daemon.http}/snapshots/other/disk") == images[1][1]
+        assert not answers
+        os.kill(int(pid_file.read_text()), signal.SIGCONT)
+        hanging.join(60)
+        done(answers[0])
+        assert get(f"{daemon.http}/snapshots/stuck/disk") == images[0][1]
+        done(daemon.ask("DELETE", "/api/v1/mount?mountpoint=/stuck"))
+    finally:
+        run("umount", stuck, check=False)
+        fuse.kill()
+        fuse.wait()
+
+
+def opens_any(daemon: Controlled, path: Path) -> bool:
+    return any(opens(daemon, fd, path) for fd in os.listdir(f"/proc/{daemon.process.pid}/fd"))
