@@ -151,6 +151,35 @@ serves_a_user() {
     [ ! -e $address ]
 }
 
+# Everything between "## Operations" and the next chapter, as a reader would paste it.
+follows_the_readme() {
+    part() { awk -v kind="$1" '/^## /{on = /Operations/} !on{next} /^```/{inside = ($0 == "```" kind); next} inside' README.md; }
+    ssh-keygen -q -A
+    install -d -m 700 /root/.ssh /run/sshd
+    ssh-keygen -q -t ed25519 -N '' -f /root/.ssh/id_ed25519
+    cp /root/.ssh/id_ed25519.pub /root/.ssh/authorized_keys
+    printf 'Host host\n HostName 127.0.0.1\n StrictHostKeyChecking no\n' >/root/.ssh/config
+    /usr/sbin/sshd
+    cp -r "$checkout" /root/checkout
+    cd /root/checkout
+    cp "$snapshot" snap.hxz
+    rm -f /etc/nginx/sites-enabled/*
+    part nginx >/etc/nginx/sites-enabled/snapshots
+    systemctl start user@0
+    export HOME=/root USER=root XDG_RUNTIME_DIR=/run/user/0
+    { echo 'set -ex; curl() { command curl -sSf "$@"; }'; part sh; } >/tmp/pasted.sh
+    [ "$(wc -l </tmp/pasted.sh)" -gt 40 ]
+    bash /tmp/pasted.sh
+    cmp first.sector <(head -c 512 "$raw")
+    [ "$(curl -sk -o /dev/null -w '%{http_code}' https://localhost/disk)" = 401 ]
+    curl -sSfk -u reader:secret https://localhost/disk | cmp - "$raw"
+    curl -sSf --unix-socket /run/hexz-serve-snap.http.sock http://localhost/disk | cmp - "$raw"
+    systemctl stop hexz-serve-activated@snap hexz-serve-http@snap.socket hexz-serve-nbd@snap.socket
+    systemctl --user stop hexz-serve@snap
+    make uninstall
+    [ -z "$(find /usr/local -name '*hexz*')" ]
+}
+
 reads_credentials() {
     mkdir -m 700 -p /etc/credstore
     printf 'operator 0123456789abcdef0123\n' >/etc/credstore/hexz-serve.snap.tokens
@@ -159,5 +188,5 @@ reads_credentials() {
     curl -sf -H 'Authorization: Bearer 0123456789abcdef0123' http://127.0.0.1:8080/disk | cmp - "$raw"
 }
 
-put_in_place
+[ "$scenario" = follows_the_readme ] || put_in_place
 $scenario

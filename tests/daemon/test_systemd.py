@@ -65,6 +65,9 @@ def test_service(scenario: str, snapshot_file: Path, disk_image: Path) -> None:
         ("nbdinfo", "libnbd-bin"),
         ("pkill", "procps"),
         ("dbus-daemon", "dbus"),
+        ("sshd", "openssh-server"),
+        ("nginx", "nginx-light"),
+        ("openssl", "openssl"),
     ):
         need(program, package)
     lacking = can_boot()
