@@ -23,7 +23,9 @@ __all__ = ["NbdConnection", "NbdFault", "StatusExtent", "joined"]
 PIECE = LARGEST_SMALLEST
 """Bytes handed on at a time where no large buffer is free: no server can insist on larger blocks."""
 AHEAD = 3
-"""Reads under way at once: one arrives, one is sent on, one is read from the server's disk."""
+"""Reads under way at once on a connection when nobody else reads: one arrives, one is sent on, one is read from the
+server's disk.  Several transfers overlap with each other, and more requests would only push each other out of the
+processor's cache."""
 WRITE_SIZE = 1 << 20
 SPAN_STEP = 1 << 30
 """Longest span of one block status or zero request: lengths on the wire have 32 bits."""
@@ -116,7 +118,8 @@ class NbdConnection:
         smallest = self.export.smallest
         low = offset - offset % smallest
         high = min(offset + length + -(offset + length) % smallest, self.export.size)
-        buffers = POOL.take(min(AHEAD, -(-(high - low) // POOL.size))) if high - low > PIECE else []
+        most = AHEAD if POOL.idle() else 1
+        buffers = POOL.take(min(most, -(-(high - low) // POOL.size))) if high - low > PIECE else []
         try:
             free = buffers or [memoryview(bytearray(min(PIECE, high - low)))]
             for start, piece in self._read_ahead(low, high, list(free)):

@@ -15,6 +15,8 @@ CONNECT_S = 10.0
 REPLY_S = 60.0
 """How long a server may stay silent when an answer is due, or take nothing of a request."""
 SKIP = 64 << 10
+HEAD = 28
+"""Bytes received at once where a head is due: those of a chunk of data, and of no chunk's data."""
 
 NbdAddress = Union[str, "tuple[str, int]"]
 """The path of a unix socket, or host and port."""
@@ -28,6 +30,9 @@ class Wire:
 
         Raises: BackendDown when nobody answers.
         """
+        self._early = b""
+        """Bytes that came before they were asked for, fewer than twice `HEAD`."""
+        self._head = memoryview(bytearray(HEAD))
         self.where = address if isinstance(address, str) else f"{address[0]}:{address[1]}"
         try:
             self._sock = _connect(address)
@@ -51,22 +56,33 @@ class Wire:
 
     def fill(self, into: memoryview) -> None:
         """Receive as many bytes as `into` has.  Raises: BackendDown."""
+        if self._early:
+            have = min(len(self._early), len(into))
+            into[:have] = self._early[:have]
+            self._early = self._early[have:]
+            into = into[have:]
         while into:
-            try:
-                got = self._sock.recv_into(into, 0, socket.MSG_WAITALL)
-            except BlockingIOError:
-                raise BackendDown(f"{self.where}: the NBD server was silent for {REPLY_S:g} s") from None
-            except OSError as error:
-                raise BackendDown(f"{self.where}: the NBD server does not answer: {error.strerror or error}") from error
-            if not got:
-                raise BackendDown(f"{self.where}: the NBD server hung up")
-            into = into[got:]
+            into = into[self._some(into, socket.MSG_WAITALL) :]
 
     def receive(self, length: int) -> bytes:
         """`length` bytes, which the caller has bounded.  Raises: BackendDown."""
+        while len(self._early) < length <= HEAD:
+            self._early += self._head[: self._some(self._head, 0)]
         data = bytearray(length)
         self.fill(memoryview(data))
         return bytes(data)
+
+    def _some(self, into: memoryview, flags: int) -> int:
+        """Receive at least a byte; how many it was."""
+        try:
+            got = self._sock.recv_into(into, 0, flags)
+        except BlockingIOError:
+            raise BackendDown(f"{self.where}: the NBD server was silent for {REPLY_S:g} s") from None
+        except OSError as error:
+            raise BackendDown(f"{self.where}: the NBD server does not answer: {error.strerror or error}") from error
+        if not got:
+            raise BackendDown(f"{self.where}: the NBD server hung up")
+        return got
 
     def skip(self, length: int) -> None:
         """Read bytes that nobody wants.  Raises: BackendDown."""
@@ -79,6 +95,8 @@ class Wire:
 
     def silent(self) -> bool:
         """Nothing waits to be read: between requests, the server has neither hung up nor lost its way."""
+        if self._early:
+            return False
         poller = select.poll()
         poller.register(self._sock, select.POLLIN)
         return not poller.poll(0)
