@@ -15,6 +15,7 @@ from hexz.errors import NoSuchSnapshot
 from hexz.protocol.nbd.constants import MAX_NAME
 from hexz.protocol.nbd.handshake import ExportFacts, Handshake, Negotiated, Next, TlsMode
 from hexz.servers.base import Connection
+from hexz.servers.nbd_crowd import Crowd
 from hexz.servers.nbd_misses import MissPool
 from hexz.servers.nbd_outbox import Export
 from hexz.servers.nbd_transmission import Transmission, receive_late
@@ -87,6 +88,7 @@ class NbdService:
         self._tls_mode = tls_mode
         self._tls = tls
         self._pool = MissPool()
+        self._crowd = Crowd()
 
     def serve(self, connection: Connection) -> None:
         """Handshake, then requests until the client leaves."""
@@ -113,7 +115,7 @@ class NbdService:
         connection.spoken = True
         try:
             lease.when_ended(connection.end)
-            transmission = Transmission(connection, sock, export, negotiated, self._pool, received)
+            transmission = Transmission(connection, sock, export, negotiated, self._pool, self._crowd, received)
             transmission.run()
             parked = transmission.parked
             # A successor opens files by name: what has been replaced here is not what it would find.

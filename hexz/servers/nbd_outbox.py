@@ -69,6 +69,9 @@ class Outbox:
         self.replies: list[Reply] = []
         self.pending = 0  # bytes in `buffers`
         self._own = 0  # of `replies`, those that are not the loop's
+        self._late: list[Reply] = []  # what `send_now` could not send, but for its first `_late_sent` bytes
+        self._late_sent = 0
+        self._late_cached = 0  # how many of them are the loop's
 
     def put_bytes(self, reply: bytes) -> None:
         """Queue a reply without data of the stream."""
@@ -113,10 +116,19 @@ class Outbox:
         self._own += 1
         self.pending += sum(map(len, first))
 
-    def flush(self) -> None:
-        """Send what was put together."""
+    def flush(self) -> bool:
+        """Send what was put together, however long it takes; always True."""
+        if not self.send_now():
+            self.send_late()
+        return True
+
+    def send_now(self) -> bool:
+        """Send what was put together as far as there is room; whether that was all.
+
+        If not, `send_late` has to be next.
+        """
         if not self.replies:
-            return
+            return True
         pending, self.pending = self.pending, 0
         cached, self._own = len(self.replies) - self._own, 0
         if self._secure:
@@ -126,20 +138,27 @@ class Outbox:
             self._sock.sendall(joined)
             if cached:
                 self._counting.sent(cached)
-            return
+            return True
         try:
             sent = self._sock.sendmsg(self.buffers, (), socket.MSG_DONTWAIT)
         except BlockingIOError:
             sent = 0
         self.buffers.clear()
         if sent == pending:
-            self.replies.clear()
             if cached:
                 self._counting.sent(cached)
-            return
-        replies = self.replies[:]
+        else:
+            self._late = self.replies[:]
+            self._late_sent = sent
+            self._late_cached = cached
         self.replies.clear()
-        self._send_slowly(replies, sent)
+        return sent == pending
+
+    def send_late(self) -> None:
+        """Send what `send_now` left."""
+        late, self._late = self._late, []
+        cached, self._late_cached = self._late_cached, 0
+        self._send_slowly(late, self._late_sent)
         if cached:
             self._counting.sent(cached)
 

@@ -14,6 +14,7 @@ import socket
 import ssl
 import struct
 import time
+from collections.abc import Callable
 from time import perf_counter
 
 from hexz.errors import HexzError
@@ -32,6 +33,7 @@ from hexz.protocol.nbd.replies import (
 from hexz.protocol.nbd.rules import Refusal, Request, refusal
 from hexz.servers.base import Connection
 from hexz.servers.nbd_counting import Counting
+from hexz.servers.nbd_crowd import LARGEST, Crowd, Streak
 from hexz.servers.nbd_misses import Cold, ColdReads, MissPool
 from hexz.servers.nbd_outbox import MAX_BUFFERS, ZERO_BYTES, Export, Outbox
 from hexz.servers.nbd_status import describe
@@ -63,6 +65,7 @@ class Transmission:
         export: Export,
         negotiated: Negotiated,
         pool: MissPool,
+        crowd: Crowd,
         received: bytes,
     ) -> None:
         """`received` is what came with the handshake's last message."""
@@ -78,7 +81,11 @@ class Transmission:
         self._magic = c.EXTENDED_REQUEST_MAGIC if negotiated.extended else c.REQUEST_MAGIC
         self._buffer = bytearray(max(RECEIVE_BYTES, len(received)))
         self._buffer[: len(received)] = received
-        self._filled = len(received)
+        self._start = 0  # the requests not looked at yet: from here in the buffer
+        self._filled = len(received)  # to here
+        self._crowd = crowd
+        self._streak = Streak(crowd)
+        self._ended = False  # written by the crowd's thread while this connection's sleeps
         self._counting = Counting(export.metrics, export.stream, connection.peer)
         self._outbox = Outbox(sock, connection.peer, export.stream, self._chunks, self._counting)
         self._cold = ColdReads(pool, export.stream)
@@ -89,12 +96,12 @@ class Transmission:
     @property
     def parked(self) -> bytes | None:
         """After `run`: what was received of the next request if a successor is to go on, else None."""
-        return bytes(self._buffer[: self._filled]) if self._summoned else None
+        return bytes(self._buffer[self._start : self._filled]) if self._summoned else None
 
     def run(self) -> None:
         """Serve until the client leaves, the daemon stops, or a successor takes over."""
         try:
-            while self._parse() and self._receive():
+            while self._answer_received() and self._stay_in_crowd() and self._receive():
                 continue
             self._finish()
         finally:
@@ -112,10 +119,10 @@ class Transmission:
             self._answer_loaded()
             if self._has_input() or (self._cold.waiting and self._cold.wait(self._sock)):
                 break
-        if not self._filled:
+        if self._start == self._filled:
             return self._receive_more()
         deadline = time.monotonic() + MID_REQUEST_S
-        while 0 < self._filled < self._format.size:
+        while self._filled - self._start < self._format.size:
             if not self._await_input(deadline):
                 log.info("%s: half a request and nothing more for %d s", self._connection.peer, MID_REQUEST_S)
                 return False
@@ -125,13 +132,26 @@ class Transmission:
 
     def _receive_more(self) -> bool:
         try:
-            count = self._sock.recv_into(memoryview(self._buffer)[self._filled :])
+            return self._receive_into_buffer(0)
         except BlockingIOError:
             self._connection.await_input(None)
             return True  # to look at the summons first
+
+    def _receive_into_buffer(self, flags: int) -> bool:
+        """Receive once behind what is still to be looked at; False at the end of the stream."""
+        room = self._room()
+        count = self._sock.recv_into(room, len(room), flags)
         self._filled += count
         self._counting.began = perf_counter()
         return count > 0
+
+    def _room(self) -> memoryview:
+        """The buffer behind what is still to be looked at, which moves to its front."""
+        if self._start:
+            rest = self._filled - self._start
+            self._buffer[:rest] = self._buffer[self._start : self._filled]
+            self._start, self._filled = 0, rest
+        return memoryview(self._buffer)[self._filled :]
 
     def _has_input(self) -> bool:
         """Whether there is data that a poll of the socket does not see: TLS hands out whole records."""
@@ -145,90 +165,134 @@ class Transmission:
         poll.register(self._sock, select.POLLIN)
         return bool(poll.poll(max(deadline - time.monotonic(), 0) * 1000))
 
-    def _parse(self) -> bool:
+    # The requests in the buffer
+
+    def _answer_received(self) -> bool:
         """Deal with every complete request in the buffer; False when the connection is to end."""
-        going_on = True
-        while going_on and self._filled >= self._format.size:
-            going_on = self._parse_run()
-        self._outbox.flush()
+        lone = self._filled - self._start == self._format.size and not self._cold.waiting
+        outbox = self._outbox
+        going_on = plain = True
+        while going_on:
+            self._answer_cached(outbox.most, outbox.flush)
+            if self._filled - self._start < self._format.size:
+                break
+            plain = False
+            going_on = self._answer_next(lone)
+        if not going_on:
+            self._start = self._filled  # what follows a farewell, or comes out of step, is nothing
+        if plain and 0 < outbox.pending <= LARGEST and not self._secure:
+            self._streak.turn()
+        else:
+            self._streak.end()
+        outbox.flush()
         return going_on
 
-    def _parse_run(self) -> bool:
-        """Deal with requests up to the buffer's end, or to the first that carries data."""
-        size = self._format.size
-        count = self._filled // size
-        read_cached = self._stream.read_cached
-        end = self._stream.size
-        magic_wanted = self._magic
+    # In the crowd
+
+    def _stay_in_crowd(self) -> bool:
+        """Let the crowd serve this connection while it can; False when the client has gone."""
+        if not self._streak.shared or self._cold.waiting or self._start != self._filled:
+            return True
+        self._streak.end()
+        self._crowd.stay(self._sock.fileno(), self._serve_in_crowd, self._connection.listener.summons)
+        self._outbox.send_late()
+        return not self._ended and (self._filled - self._start < self._format.size or self._answer_received())
+
+    def _serve_in_crowd(self) -> bool:
+        """In the crowd's thread: answer what has come; False when that is not all there is to do."""
+        try:
+            if not self._receive_into_buffer(socket.MSG_DONTWAIT):
+                self._ended = True
+                return False
+            self._answer_cached(LARGEST, self._outbox.send_now)
+            small = self._outbox.pending <= LARGEST
+            return self._outbox.send_now() and small and self._start == self._filled
+        except BlockingIOError:
+            return True
+        except OSError as error:
+            log.debug("%s: %s", self._connection.peer, error)
+            self._ended = True
+            return False
+        except Exception:
+            log.exception("%s: unexpected trouble in the crowd", self._connection.peer)
+            self._ended = True
+            return False
+
+    def _answer_cached(self, largest: int, send: Callable[[], bool]) -> None:
+        """Queue the replies to cached reads of at most `largest` bytes, up to the first request that is something else.
+
+        `send` is called where a batch is full; it ends here as well when that is False.
+        """
+        if self._connection.draining:
+            return
         outbox = self._outbox
+        buffers, replies, most = outbox.buffers, outbox.replies, outbox.most
+        read_cached, end = self._stream.read_cached, self._stream.size
+        chunks, extended, magic_wanted = self._chunks, self._extended, self._magic
+        size = self._format.size
+        used = self._start
+        stop = self._filled - (self._filled - used) % size
         counting = self._counting
         odd, usual = counting.odd, counting.usual
-        buffers = outbox.buffers
-        replies = outbox.replies
-        most = outbox.most
-        simple = self._chunks is None
-        extended = self._extended
-        fast = not self._connection.draining
-        lone = count == 1 and not self._cold.waiting
-        used = 0
         for magic, flags, command, cookie, offset, length in self._format.iter_unpack(
-            memoryview(self._buffer)[: count * size]
+            memoryview(self._buffer)[used:stop]
         ):
+            if magic != magic_wanted or command or flags or not 0 < length <= largest or offset + length > end:
+                break
+            if outbox.pending + length > most or len(buffers) >= MAX_BUFFERS:
+                if not send():
+                    break
+                usual = counting.usual
+            views = read_cached(offset, length)
+            if views is None or len(views) != 1:
+                break
+            if chunks is None:
+                head = SIMPLE_REPLY.pack(c.SIMPLE_REPLY_MAGIC, 0, cookie)
+            elif views[0].obj is ZERO_BYTES:
+                head = chunks.hole(cookie, offset, offset, length, True)
+                views.clear()
+            elif extended:
+                head = EXTENDED_DATA.pack(
+                    c.EXTENDED_REPLY_MAGIC, 1, c.CHUNK_OFFSET_DATA, cookie, offset, length + 8, offset
+                )
+            else:
+                head = STRUCTURED_DATA.pack(
+                    c.STRUCTURED_REPLY_MAGIC, 1, c.CHUNK_OFFSET_DATA, cookie, length + 8, offset
+                )
+            outbox.pending += len(head) + (length if views else 0)
+            buffers.append(head)
+            buffers += views
+            replies.append((cookie, offset, length, False))
+            if length != usual:
+                odd.append(length)
             used += size
-            if magic != magic_wanted:
-                log.info("%s: a request without its magic: framing is lost", self._connection.peer)
+            views = None  # a send that waits pins no data
+        self._start = used
+
+    def _answer_next(self, lone: bool) -> bool:
+        """Deal with the next request, whatever it is; False when the connection is to end."""
+        magic, *fields = self._format.unpack_from(self._buffer, self._start)
+        self._start += self._format.size
+        if magic != self._magic:
+            log.info("%s: a request without its magic: framing is lost", self._connection.peer)
+            return False
+        request = Request(*fields)
+        if request.command == c.CMD_DISC:
+            return False
+        if request.command == c.CMD_WRITE or request.flags & c.CMD_FLAG_PAYLOAD_LEN:
+            if not self._skip_payload(request.length):
                 return False
-            if fast and not command and not flags and 0 < length <= most and offset + length <= end:
-                if outbox.pending + length > most or len(buffers) >= MAX_BUFFERS:
-                    outbox.flush()
-                    usual = counting.usual
-                views = read_cached(offset, length)
-                if views is not None and len(views) == 1 and (simple or views[0].obj is not ZERO_BYTES):
-                    if simple:
-                        head = SIMPLE_REPLY.pack(c.SIMPLE_REPLY_MAGIC, 0, cookie)
-                    elif extended:
-                        head = EXTENDED_DATA.pack(
-                            c.EXTENDED_REPLY_MAGIC, 1, c.CHUNK_OFFSET_DATA, cookie, offset, length + 8, offset
-                        )
-                    else:
-                        head = STRUCTURED_DATA.pack(
-                            c.STRUCTURED_REPLY_MAGIC, 1, c.CHUNK_OFFSET_DATA, cookie, length + 8, offset
-                        )
-                    buffers.append(head)
-                    buffers += views
-                    del views  # a flush that waits pins no data
-                    replies.append((cookie, offset, length, False))
-                    outbox.pending += len(head) + length
-                    if length != usual:
-                        odd.append(length)
-                    continue
-                del views
-            if command == c.CMD_DISC:
-                self._filled = 0
-                return False
-            request = Request(flags, command, cookie, offset, length)
-            if command == c.CMD_WRITE or flags & c.CMD_FLAG_PAYLOAD_LEN:
-                return self._skip_payload(request, used)
-            self._answer(request, lone)
-            usual = counting.usual
-        self._keep(used)
+            lone = False
+        self._answer(request, lone)
         return True
 
-    def _keep(self, used: int) -> None:
-        """Move what follows the first `used` bytes to the front of the buffer."""
-        rest = self._filled - used
-        if rest:
-            self._buffer[:rest] = self._buffer[used : self._filled]
-        self._filled = rest
-
-    def _skip_payload(self, request: Request, used: int) -> bool:
-        """Refuse a request that carries data, and read the data away; False when that cannot be done."""
-        length = request.length
+    def _skip_payload(self, length: int) -> bool:
+        """Read the data of a request away; False when that cannot be done."""
         if length > c.MAX_SKIPPED:
             log.info("%s: %d bytes of payload are too many", self._connection.peer, length)
             return False
-        available = min(self._filled - used, length)
-        self._keep(used + available)
+        available = min(self._filled - self._start, length)
+        self._start += available
         length -= available
         scratch = memoryview(bytearray(min(length, RECEIVE_BYTES)))
         deadline = time.monotonic() + MID_REQUEST_S
@@ -237,7 +301,6 @@ class Transmission:
             if not count:
                 return False
             length -= count
-        self._answer(request, False)
         return True
 
     # Answering
@@ -291,11 +354,21 @@ class Transmission:
             return
         flight = counting.departs(request.offset, request.length)
         here = lone and self._stream.block_size <= INLINE_BLOCK
-        if here or not self._is_cold(request) or not self._cold.hand_over(Cold(*read, counting.began, flight)):
+        if here or not self._is_cold(request) or not self._hand_over(Cold(*read, counting.began, flight)):
             before = counting.mark()
             self._outbox.put_read(read)
             counting.landed(flight)
             counting.answered(request.command, request.length, before)
+
+    def _hand_over(self, read: Cold) -> bool:
+        """Have the pool load what `read` needs; False when it takes nothing at all."""
+        while not self._cold.hand_over(read):
+            if not self._cold.waiting:
+                return False
+            # The pool has enough to do: loading here as well would only have more threads fight for the interpreter.
+            self._cold.wait(None)
+            self._answer_loaded()
+        return True
 
     def _is_cold(self, read: Request) -> bool:
         """Whether the read has to wait for a block; a long one is never: it is sent while it is loaded."""
@@ -322,9 +395,9 @@ class Transmission:
             self._cold.wait(None)
             self._answer_loaded()
         while self._connection.draining and not self._secure:
-            count = receive_late(self._sock, memoryview(self._buffer)[self._filled :])
+            count = receive_late(self._sock, self._room())
             self._filled += count
-            if not count or not self._parse():
+            if not count or not self._answer_received():
                 return
 
 

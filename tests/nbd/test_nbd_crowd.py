@@ -1,0 +1,172 @@
+"""Connections that take turns with small cached reads are served together: every byte right, and each can leave."""
+
+from __future__ import annotations
+
+import random
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from hexz.protocol.nbd import constants as c
+from hexz.servers.nbd_crowd import ALONE
+from tests.nbd.conftest import Exports
+from tests.nbd.serving import PATIENCE_S, Serving
+from tests.nbd.wire import Client
+
+MODES = ("simple", "structured", "extended")
+
+
+@pytest.fixture
+def path(exports: Exports) -> Path:
+    return exports.folder / "snap.hxz"
+
+
+def members(server: Serving) -> int:
+    return len(server.service._crowd._members)
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def gather(server: Serving, exports: Exports, *clients: Client) -> None:
+    """Let the clients take turns until the crowd has all of them."""
+    deadline = time.monotonic() + PATIENCE_S
+    while members(server) < len(clients):
+        assert time.monotonic() < deadline
+        for client in clients:
+            assert client.read(1000, 100) == exports.disk[1000:1100]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_many_connections_get_what_they_ask_for(path: Path, exports: Exports, mode: str) -> None:
+    """Reads small and large, cached and not, other requests in between, in pieces, many at once."""
+    disk = exports.disk
+    wrong: list[str] = []
+    joined = []
+
+    def read(seed: int) -> None:
+        source = random.Random(seed)
+        with server.client() as client:
+            client.negotiate(mode).go()
+            for _ in range(200):
+                asked = {}
+                batch = bytearray()
+                for _ in range(source.choice((1, 1, 1, 16))):
+                    offset = source.randrange(len(disk) // 4096) * 4096
+                    length = 1 + source.randrange(300_000 if source.random() < 0.005 else 4096)
+                    length = min(length, len(disk) - offset)
+                    command = c.CMD_READ if source.random() > 0.005 else c.CMD_FLUSH
+                    batch += client.pack(command, offset, length)
+                    asked[client.cookie] = (command, offset, length)
+                cut = source.randrange(len(batch)) if source.random() < 0.05 else 0
+                client.send(bytes(batch[:cut]))
+                client.send(bytes(batch[cut:]))
+                joined.append(members(server))
+                if source.random() < 0.001:  # so that members meet blocks that are gone
+                    server.disk.snapshot.context.blocks.forget(lambda _: True)
+                while asked:
+                    reply = client.reply(asked)
+                    command, offset, length = asked.pop(reply.cookie)
+                    data = disk[offset : offset + length] if command == c.CMD_READ else None
+                    if reply.data != data or reply.error != (0 if data is not None else c.NBD_EINVAL):
+                        wrong.append(f"{seed}: {command} {offset}+{length}")
+
+    with Serving(path) as server:
+        threads = [threading.Thread(target=read, args=(seed,)) for seed in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert not wrong
+    assert any(joined), "nobody joined the crowd"
+
+
+def test_a_member_goes_home_for_anything_unusual_and_comes_back(path: Path, exports: Exports) -> None:
+    with Serving(path) as server, server.client() as client, server.client() as other:
+        client.go()
+        other.go()
+        for command, offset, length, error in (
+            (c.CMD_READ, 1 << 60, 10, c.NBD_EINVAL),
+            (c.CMD_READ, 0, 0, 0),
+            (c.CMD_READ, 0, 1 << 20, 0),
+            (c.CMD_READ, 2 << 20, 100, 0),
+            (c.CMD_TRIM, 0, 10, c.NBD_EPERM),
+            (c.CMD_CACHE, 0, 10, 0),
+        ):
+            gather(server, exports, client, other)
+            reply = client.request(command, offset, length)
+            assert reply.error == error
+            if reply.data:
+                assert reply.data == exports.disk[offset : offset + length]
+            until(lambda: members(server) == 1)
+
+
+@pytest.mark.parametrize("manner", ["farewell", "end", "reset", "no magic", "half a request"])
+def test_a_member_leaves_and_the_other_stays(path: Path, exports: Exports, manner: str) -> None:
+    with Serving(path) as server, server.client() as client, server.client() as other:
+        client.go()
+        other.go()
+        gather(server, exports, client, other)
+        if manner == "farewell":
+            client.send(client.pack(c.CMD_READ, 5, 10) + client.pack(c.CMD_DISC))
+            assert client.reply({client.cookie - 1: (c.CMD_READ, 5, 10)}).data == exports.disk[5:15]
+            assert client.ended()
+        elif manner == "no magic":
+            client.send(bytes(28))
+            assert client.ended()
+        elif manner == "half a request":
+            client.send(client.pack(c.CMD_READ, 5, 10)[:15])
+            until(lambda: members(server) == 1)
+        elif manner == "reset":
+            client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.sock.close()
+        until(lambda: members(server) <= 1 and len(server.listener.live()) == 1)
+        assert other.read(7, 7) == exports.disk[7:14]
+
+
+def test_who_is_alone_goes_home(path: Path, exports: Exports) -> None:
+    with Serving(path) as server, server.client() as client, server.client() as other:
+        client.go()
+        other.go()
+        gather(server, exports, client, other)
+        for number in range(ALONE + 1):
+            assert client.read(number, 10) == exports.disk[number : number + 10]
+        until(lambda: members(server) == 1)
+
+
+def test_a_member_that_stops_reading_holds_up_nobody(path: Path, exports: Exports) -> None:
+    """Its socket is full: its own thread waits for room, the other stays in the crowd."""
+    with Serving(path) as server, server.client() as client, server.client() as other:
+        client.go()
+        other.go()
+        gather(server, exports, client, other)
+        asked = {}
+        while members(server) == 2:
+            client.send(client.pack(c.CMD_READ, 0, 60_000))
+            asked[client.cookie] = (c.CMD_READ, 0, 60_000)
+            assert other.read(3, 30) == exports.disk[3:33]
+        for number in range(100):
+            assert other.read(number, 300) == exports.disk[number : number + 300]
+        while asked:
+            reply = client.reply(asked)
+            del asked[reply.cookie]
+            assert reply.data == exports.disk[:60_000]
+
+
+def test_members_end_when_the_daemon_stops(path: Path, exports: Exports) -> None:
+    with Serving(path) as server, server.client() as client, server.client() as other:
+        client.go()
+        other.go()
+        gather(server, exports, client, other)
+        assert server.close()
+        assert client.ended()
+        assert other.ended()
