@@ -190,7 +190,9 @@ def _http(serving: _Serving) -> Service:
     running.on_end(registry.close)
     snapshots = CatalogApplication(serving.catalog, options.max_range, lambda: running.serving)
     application = ImagesApplication(registry, snapshots)
-    return HttpService(application, Gate(tokens, serving.limit), serving.access_log, serving.tls, options.cors)
+    gate = Gate(tokens, serving.limit)
+    metrics = serving.catalog.context.metrics
+    return HttpService(application, gate, serving.access_log, serving.tls, options.cors, metrics=metrics)
 
 
 def _s3(serving: _Serving) -> Service:
@@ -206,4 +208,5 @@ def _s3(serving: _Serving) -> Service:
         serving.running.on_reload("S3 keys", keys.reload)
     policy = S3Policy(Gate(None, serving.limit), keys, options.allow_anonymous or keys is None)
     application = S3Application(serving.catalog, keys, tuple(options.s3_domain))
-    return HttpService(application, policy, serving.access_log, serving.tls, options.cors, "s3")
+    metrics = serving.catalog.context.metrics
+    return HttpService(application, policy, serving.access_log, serving.tls, options.cors, "s3", metrics=metrics)

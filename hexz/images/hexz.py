@@ -30,10 +30,11 @@ class HexzBackend(Backend):
 
 
 class HexzSession(Session):
-    """A leased stream.  `stream` is there for a server that has a better way to send it."""
+    """A leased stream, which is there as `stream` for a server that has a better way to send it."""
 
     def __init__(self, lease: Lease, stream: Stream) -> None:
         self._lease = lease
+        self.metrics = lease.metrics
         self.stream = stream
         self.size = stream.size
         self.block_size = stream.block_size

@@ -1,6 +1,6 @@
 """What the daemon counts, and the forms in which it is shown: Prometheus text and the JSON of the Nydus API."""
 
-from hexz.metrics.counters import Cell, Meter, Metrics, SnapshotMetrics
+from hexz.metrics.counters import Cell, Meter, Metrics, Purpose, SnapshotMetrics
 from hexz.metrics.figures import Collected
 
-__all__ = ["Cell", "Collected", "Meter", "Metrics", "SnapshotMetrics"]
+__all__ = ["Cell", "Collected", "Meter", "Metrics", "Purpose", "SnapshotMetrics"]

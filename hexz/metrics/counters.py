@@ -25,7 +25,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from hexz.metrics.buckets import latency_bucket, size_bucket
 from hexz.metrics.figures import (
@@ -41,7 +41,7 @@ from hexz.metrics.files import FileCounts, share_out, total_ahead, total_storage
 from hexz.metrics.recent import Events, Flights
 from hexz.metrics.words import OK
 
-__all__ = ["MAX_NOTED", "Cell", "Meter", "Metrics", "SnapshotMetrics"]
+__all__ = ["MAX_NOTED", "Cell", "Meter", "Metrics", "Purpose", "SnapshotMetrics"]
 
 MAX_NOTED = 3 * 256
 """Figures that a cell notes before they are counted: three for each batch of requests."""
@@ -205,6 +205,18 @@ class SnapshotMetrics:
     def collect(self) -> list[OperationFigures]:
         """The figures of every operation that was ever asked for."""
         return [meter.collect() for meter in list(self._meters.values())]
+
+
+class Purpose(NamedTuple):
+    """What a request is for: enough to find its meter.
+
+    Without `metrics` it belongs to no snapshot; an empty `protocol` is that of the connection.
+    """
+
+    metrics: SnapshotMetrics | None
+    op: str
+    stream: str = ""
+    protocol: str = ""
 
 
 class Metrics:

@@ -61,6 +61,15 @@ class Flights:
         self._now[number] = (snapshot, stream, protocol, op, peer, offset, length), time.monotonic()
         return number
 
+    def describe(
+        self, number: int, protocol: str, op: str, snapshot: str, stream: str, offset: int, length: int
+    ) -> None:
+        """More is known of the request now."""
+        found = self._now.get(number)
+        if found is not None:
+            (*_, peer, _, _), began = found
+            self._now[number] = (snapshot, stream, protocol, op, peer, offset, length), began
+
     def end(self, number: int) -> None:
         """The request was answered, or given up."""
         self._now.pop(number, None)

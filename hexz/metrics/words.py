@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 __all__ = [
-    "ABORTED", "CLOSE", "EXTENTS", "FAILED", "HANDSHAKE", "INFO", "LIST", "OK", "OPEN", "PREFETCH", "READ", "REFUSED",
-    "WRITE",
+    "ABORTED", "CLOSE", "EXTENTS", "FAILED", "HANDSHAKE", "INFO", "LIST", "OK", "OPEN", "OTHER", "PREFETCH", "READ",
+    "REFUSED", "WRITE",
 ]  # fmt: skip
 
 OK = "ok"
@@ -26,3 +26,4 @@ CLOSE = "close"
 PREFETCH = "prefetch"
 WRITE = "write"
 HANDSHAKE = "handshake"
+OTHER = "other"

@@ -8,6 +8,7 @@ import ssl
 from typing import Any
 
 from hexz.access import AccessLog, Gate
+from hexz.metrics import Metrics
 from hexz.protocol.http.cors import Cors
 from hexz.servers.base import Connection
 from hexz.servers.http_connection import PLAIN_RULES, Application, HttpConnection, Policy, Rules
@@ -38,8 +39,10 @@ class HttpService:
         cors: str | None = None,
         scheme: str = "http",
         rules: Rules = PLAIN_RULES,
+        metrics: Metrics | None = None,
     ) -> None:
-        """`cors` is the origin that pages may read from (``*`` for any)."""
+        """`cors` is the origin that pages may read from (``*`` for any); `metrics` counts the requests."""
+        self._metrics = metrics
         self._rules = rules
         self.scheme = f"{scheme}s" if tls else scheme
         self._application = application
@@ -72,6 +75,7 @@ class HttpService:
             self._crowd,
             self._rules,
             received,
+            self._metrics,
         ).run()
 
     def refuse(self, connection: Connection) -> None:

@@ -21,18 +21,22 @@ from __future__ import annotations
 import logging
 import socket
 import ssl
+import sys
 import time
 from collections.abc import Callable
+from time import perf_counter
 from typing import NamedTuple, Protocol
 
 from hexz.access import AccessEntry
 from hexz.errors import BlockError, HexzError
+from hexz.metrics import Metrics
 from hexz.protocol.http.cors import Cors
 from hexz.protocol.http.dates import format_date
 from hexz.protocol.http.head import Framing, RequestError, RequestHead, framing_of, parse_head
 from hexz.protocol.http.responses import Piece, Response, error_response, pack_head
 from hexz.servers.base import Connection
 from hexz.servers.http_again import Again
+from hexz.servers.http_counting import Counting
 from hexz.servers.http_crowd import LARGEST as LARGEST_OF_CROWD
 from hexz.servers.http_crowd import Crowd, Member
 from hexz.servers.http_receiving import Body, Receiver
@@ -119,13 +123,17 @@ class HttpConnection:
         crowd: Crowd | None = None,
         rules: Rules = PLAIN_RULES,
         received: bytes = b"",
+        metrics: Metrics | None = None,
     ) -> None:
         """Without an `access_log` nothing is written down; without `cors` pages of other sites cannot read.
 
         `crowd` takes connections that read cached ranges.  `received` came before, in another process.
+        Without `metrics` nothing is counted where anybody would see it.
         """
         self._rules = rules
         self._connection = connection
+        scheme = connection.listener.service.scheme
+        self._counting = Counting(metrics or Metrics(), scheme, connection.peer)
         self._sock = connection.sock
         self._secure = isinstance(connection.sock, ssl.SSLSocket)
         self._application = application
@@ -154,6 +162,8 @@ class HttpConnection:
         else:
             if self._parked and self._connection.give({}, self._receiver.buffer):
                 return
+        finally:
+            self._counting.close()
         self._linger()
 
     def _serve_one(self) -> bool:
@@ -168,6 +178,7 @@ class HttpConnection:
         self._connection.spoken = True
         began = time.monotonic()
         head = parse_head(raw)
+        self._counting.begin(head.method)
         framing = framing_of(head)
         body = Body(self._receiver, framing, self._go_on if _expects_continue(head) else None)
         # Taken before the gate is asked, so that a change in between is noticed.
@@ -182,9 +193,11 @@ class HttpConnection:
         if not body.finished:
             keep_alive = keep_alive and body.drain()
         sent = 0
+        self._counting.about(response)
         try:
             response, sent = self._send(head, response, keep_alive)
         finally:
+            self._counting.end(response, self._sender.sent, sys.exc_info()[1])
             if response.done is not None:
                 response.done()
             self._account(began, head, token, response.status, sent)
@@ -209,9 +222,11 @@ class HttpConnection:
         if plain and self._access_log is None and response.repeat is not None:
             policy = self._policy
             self._again = Again.of(raw, response.repeat, self._extra, lambda: policy.standing() is standing)
+            self._counting.prepare(response)
 
     def _answer_again(self, again: Again, raw: bytes) -> bool:
         """Answer a request that differs from the last one in its range alone; False when it has to be parsed."""
+        began = perf_counter()
         answer = again.answer(raw, LARGEST_AGAIN)
         if answer is None:
             return False
@@ -229,6 +244,7 @@ class HttpConnection:
             self._sender.total = sent
             done = max(sent - len(head), 0)
             self._sender.resume(head[sent:], (Piece(again.source, start + done, length - len(head) - done),))
+        self._counting.again(length - len(head), began)
         return True
 
     def _join_crowd(self, again: Again) -> bool:
@@ -236,10 +252,11 @@ class HttpConnection:
         self._streak = 0
         if self._crowd is None or self._receiver.buffer or self._connection.summoned:
             return True
-        member = Member(self._sock, again)
+        member = Member(self._sock, again, self._counting)
         self._crowd.stay(member, self._connection.listener.summons)
         if member.unsent or member.span[1]:
             self._sender.resume(member.unsent, (Piece(again.source, *member.span),))
+            self._counting.again(*member.due)
         self._receiver.buffer = member.received
         return not member.ended
 
@@ -267,6 +284,7 @@ class HttpConnection:
         if error.http_status < 500:
             return self._rules.refusal(error.http_status, str(error), None)
         log.warning("%s: %s: %s", self._connection.peer, head.target, error)
+        self._counting.trouble(error)
         if isinstance(error, BlockError):
             message = f"the {error.stream} block at {error.position} is damaged"
             return self._rules.refusal(error.http_status, message, None)
@@ -282,8 +300,9 @@ class HttpConnection:
         except HexzError as error:
             if self._sender.total:
                 log.warning("%s: %s: %s", self._connection.peer, head.target, error)
+                self._counting.trouble(error)
                 raise ConnectionAbortedError("hanging up in the middle of a response") from error
-            failed = self._failure(head, error)._replace(done=response.done)
+            failed = self._failure(head, error)._replace(done=response.done, purpose=response.purpose)
             packed = pack_head(failed, keep_alive, current_date(), extra)
             return failed, self._sender.send(packed, failed.body)
 
@@ -292,6 +311,7 @@ class HttpConnection:
         log.info("%s: %d: %s", self._connection.peer, error.status, error)
         response = self._rules.refusal(error.status, str(error), error)
         sent = self._sender.send(pack_head(response, False, current_date(), self._extra), response.body)
+        self._counting.end(response, sent)
         self._account(time.monotonic(), None, None, response.status, sent)
 
     def _linger(self) -> None:

@@ -15,9 +15,11 @@ import select
 import socket
 import threading
 import time
+from time import perf_counter
 
 from hexz.servers.base import Summons
 from hexz.servers.http_again import Again
+from hexz.servers.http_counting import Counting
 
 __all__ = ["Crowd", "Member"]
 
@@ -37,14 +39,17 @@ class Member:
     """A connection's stay in the crowd, and how it went.
 
     Afterwards `received` is what came and was not answered, `unsent` what is left of the head
-    of an answer and `span` (offset, length) of its data; `ended` says that there is no more to do.
+    of an answer and `span` (offset, length) of its data; that answer is still to be counted, as `due`.
+    `ended` says that there is no more to do.
     """
 
-    __slots__ = ("again", "ended", "gate", "received", "seen", "sock", "span", "unsent")
+    __slots__ = ("again", "counting", "due", "ended", "gate", "received", "seen", "sock", "span", "unsent")
 
-    def __init__(self, sock: socket.socket, again: Again) -> None:
+    def __init__(self, sock: socket.socket, again: Again, counting: Counting) -> None:
         self.sock = sock
         self.again = again
+        self.counting = counting
+        self.due = (0, 0.0)  # bytes, when it came
         self.received = b""
         self.unsent = b""
         self.span = (0, 0)
@@ -56,6 +61,7 @@ class Member:
     def serve(self) -> bool:
         """Answer the request that has come; False when the member has to go home."""
         try:
+            began = perf_counter()
             data = self.sock.recv(RECEIVE, socket.MSG_DONTWAIT)
             if data.find(_END) != len(data) - 4:
                 self.received = data
@@ -65,14 +71,14 @@ class Member:
             if answer is None:
                 self.received = data
                 return False
-            return self._send(*answer)
+            return self._send(began, *answer)
         except BlockingIOError:
             return True
         except OSError:
             self.ended = True
             return False
 
-    def _send(self, head: bytes, views: list[memoryview], start: int) -> bool:
+    def _send(self, began: float, head: bytes, views: list[memoryview], start: int) -> bool:
         length = len(head)
         for view in views:
             length += len(view)
@@ -81,7 +87,9 @@ class Member:
         except BlockingIOError:
             sent = 0
         if sent == length:
+            self.counting.again(length - len(head), began)
             return True
+        self.due = (length - len(head), began)
         done = max(sent - len(head), 0)
         self.unsent = head[sent:]
         self.span = (start + done, length - len(head) - done)

@@ -10,6 +10,8 @@ from urllib.parse import parse_qs, quote
 from hexz.catalog import Catalog, Lease
 from hexz.errors import NoSuchSnapshot
 from hexz.format.metadata import ArchivedFile
+from hexz.metrics import Purpose
+from hexz.metrics.words import EXTENTS, INFO, LIST, READ
 from hexz.protocol.http.conditions import Validators
 from hexz.protocol.http.head import RequestError, RequestHead
 from hexz.protocol.http.responses import (
@@ -32,6 +34,7 @@ from hexz.servers.objects import (
     file_contents,
     public_facts,
 )
+from hexz.snapshot import Stream
 
 __all__ = ["CatalogApplication"]
 
@@ -109,7 +112,9 @@ class CatalogApplication:
         representation = Representation(
             source, size, content_type, Validators(etag, lease.snapshot.mtime), (kept,), valid
         )
-        return represent(head, representation, self._max_range, lease.release)
+        response = represent(head, representation, self._max_range, lease.release)
+        stream = source.name if isinstance(source, Stream) else ""
+        return response._replace(purpose=Purpose(lease.metrics, READ, stream))
 
     def _file(self, head: RequestHead, name: str) -> Response:
         lease = self._catalog.lease(name)
@@ -119,7 +124,7 @@ class CatalogApplication:
         lease = self._catalog.lease(name)
         with lease as snapshot:
             facts = {**public_facts(lease.name, snapshot), "default": lease.name == self._catalog.default}
-        return json_response(facts)
+        return json_response(facts)._replace(purpose=Purpose(lease.metrics, INFO))
 
     def _extents(self, head: RequestHead, name: str | None) -> Response:
         query = parse_qs(head.query, keep_blank_values=True)
@@ -143,7 +148,7 @@ class CatalogApplication:
                 "next": end if end < start + length else None,
                 "extents": [extent._asdict() for extent in extents],
             }
-        return json_response(answer)
+        return json_response(answer)._replace(purpose=Purpose(lease.metrics, EXTENTS, which))
 
     def _archived(self, head: RequestHead, name: str, path: str) -> Response:
         lease = self._catalog.lease(name)
@@ -156,7 +161,8 @@ class CatalogApplication:
                 if path and not entries:
                     raise NoSuchSnapshot(f"{path!r} is not in the archive")
                 lease.release()
-                return json_response({"path": path, "entries": entries})
+                listing = json_response({"path": path, "entries": entries})
+                return listing._replace(purpose=Purpose(lease.metrics, LIST))
             found = next((file for file in files if file.path == path), None)
             if found is None:
                 raise NoSuchSnapshot(f"{path!r} is not in the archive")

@@ -19,6 +19,8 @@ from hexz.images.backend import Session, coalesced
 from hexz.images.hexz import HexzSession
 from hexz.images.registry import Busy, Image, NoSuchImage, Registry
 from hexz.images.writing import copy_body, replace_all
+from hexz.metrics import Purpose
+from hexz.metrics.words import EXTENTS, INFO, OTHER, READ, WRITE
 from hexz.protocol.http.conditions import Validators
 from hexz.protocol.http.head import RequestError
 from hexz.protocol.http.ranges import Unsatisfiable, parse_range
@@ -47,6 +49,7 @@ MAX_REFUSED_BODY = 256 << 20
 least, never sees why.  oVirt's client sends up to 128 MiB at once."""
 RETRY_AFTER_S = 1
 DISCARD = 64 << 10
+WRITING = ("PUT", "PATCH")
 ALL_FEATURES = ("checksum", "extents", "flush", "zero")
 
 
@@ -73,7 +76,8 @@ class ImagesApplication:
         if path != f"/{PREFIX}" and not path.startswith(f"/{PREFIX}/"):
             return self._others.respond(request)
         try:
-            return self._respond(request)
+            response = self._respond(request)
+            return response if response.purpose else response._replace(purpose=Purpose(None, OTHER, "", PREFIX))
         except _Refusal as refusal:
             response = _json({"error": str(refusal)}, refusal.status, *refusal.headers)
         except RequestError as error:
@@ -89,7 +93,7 @@ class ImagesApplication:
             log.warning("%s: %s: %s", request.peer, request.head.target, error)
             response = _json({"error": "the system failed"}, 500)
         _read_away(request)
-        return response
+        return response._replace(purpose=Purpose(None, OTHER, "", PREFIX))
 
     def _respond(self, request: Request) -> Response:
         segments = [segment for segment in request.head.segments if segment]
@@ -135,6 +139,8 @@ class _Resource:
     """One request for one resource of one image: a method for each HTTP method that it knows."""
 
     methods: tuple[str, ...] = ()
+    op = INFO
+    """What GET is counted as."""
 
     def __init__(self, image: Image, request: Request) -> None:
         self.image = image
@@ -142,6 +148,7 @@ class _Resource:
         self.head = request.head
         self.stack = contextlib.ExitStack()
         """What the response needs until it was sent."""
+        self.purpose = Purpose(None, WRITE if self.head.method in WRITING else self.op, "", PREFIX)
 
     def respond(self) -> Response:
         """The response; what was taken for it is given back when it was sent, or now if it is refused."""
@@ -152,7 +159,7 @@ class _Resource:
             response: Response = getattr(self, "get" if method == "HEAD" else method.lower())()
             if any(isinstance(part, Piece) for part in response.body):
                 response = response._replace(done=self.stack.pop_all().close)
-            return response
+            return response._replace(purpose=self.purpose)
 
     @staticmethod
     def allow(methods: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
@@ -171,6 +178,8 @@ class _Resource:
         self.stack.enter_context(self.image.turn(writing) if turn else self.image.used())
         session = self.image.backend.open(writing)
         self.stack.callback(session.close)
+        if isinstance(session, HexzSession):
+            self.purpose = self.purpose._replace(metrics=session.metrics, stream=session.stream.name)
         return session
 
 
@@ -178,6 +187,7 @@ class _Whole(_Resource):
     """``/images/ID``: the bytes."""
 
     methods = ("OPTIONS", "GET", "HEAD", "PUT", "PATCH", "POST", "DELETE")
+    op = READ
 
     def options(self) -> Response:
         """What this image can do, as it is now."""
@@ -348,6 +358,7 @@ class _Extents(_Resource):
     """``/images/ID/extents``: what the bytes consist of."""
 
     methods = ("OPTIONS", "GET", "HEAD")
+    op = EXTENTS
 
     def options(self) -> Response:
         """Which methods there are."""

@@ -6,7 +6,7 @@ from time import perf_counter
 
 from hexz.metrics.counters import MAX_NOTED, SnapshotMetrics
 from hexz.metrics.waiting import waited
-from hexz.metrics.words import CLOSE, EXTENTS, FAILED, OK, OPEN, PREFETCH, READ, REFUSED
+from hexz.metrics.words import CLOSE, EXTENTS, FAILED, OK, OPEN, OTHER, PREFETCH, READ, REFUSED
 from hexz.protocol.nbd import constants as c
 from hexz.snapshot import Stream
 
@@ -14,8 +14,6 @@ __all__ = ["Counting"]
 
 PROTOCOL = "nbd"
 _OPS = {c.CMD_READ: READ, c.CMD_CACHE: PREFETCH, c.CMD_BLOCK_STATUS: EXTENTS}
-OTHER = "other"
-"""Commands that a read-only export refuses."""
 
 
 class Counting:

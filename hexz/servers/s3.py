@@ -13,6 +13,8 @@ from functools import partial
 
 from hexz.catalog import Catalog, Lease
 from hexz.errors import BlockError, HexzError
+from hexz.metrics import Purpose
+from hexz.metrics.words import LIST, READ
 from hexz.protocol.http.conditions import Validators
 from hexz.protocol.http.head import RequestError, RequestHead
 from hexz.protocol.http.responses import Representation, Response, represent
@@ -94,7 +96,9 @@ class S3Application:
             else:
                 response = self._object(request, address, lease, parameters)
                 kept = response.done is not None
-            return with_ids(response)
+            stream = address.key if address.key in lease.snapshot.streams else ""
+            purpose = Purpose(lease.metrics, READ if address.key else LIST, stream)
+            return with_ids(response)._replace(purpose=purpose)
         finally:
             if not kept:
                 lease.release()

@@ -35,6 +35,12 @@ class Sender:
         self._sock = sock
         self._secure = isinstance(sock, ssl.SSLSocket)
         self.total = 0
+        self._head = 0
+
+    @property
+    def sent(self) -> int:
+        """What the kernel took of the present response's body, bytes."""
+        return max(self.total - self._head, 0)
 
     def send(self, head: bytes, parts: Sequence[Part]) -> int:
         """Send `head` and `parts`, the head together with the first data; the body bytes sent.
@@ -43,6 +49,7 @@ class Sender:
         read); PeerStalled, OSError when the peer has gone.
         """
         self.total = 0
+        self._head = len(head)
         self.resume(head, parts)
         return self.total - len(head)
 

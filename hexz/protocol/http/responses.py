@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from http import HTTPStatus
 from typing import Any, NamedTuple, Protocol, Union
 
+from hexz.metrics import Purpose
 from hexz.protocol.http.conditions import Validators, evaluate, range_applies
 from hexz.protocol.http.dates import format_date
 from hexz.protocol.http.head import RequestHead
@@ -77,7 +78,10 @@ class Repeat(NamedTuple):
 
 
 class Response(NamedTuple):
-    """What to answer; `length` is the body's in bytes.  `done` runs once it was sent or given up."""
+    """What to answer; `length` is the body's in bytes.  `done` runs once it was sent or given up.
+
+    `purpose` says what it is counted as.
+    """
 
     status: int
     headers: tuple[tuple[str, str], ...] = ()
@@ -86,6 +90,7 @@ class Response(NamedTuple):
     done: Callable[[], None] | None = None
     close: bool = False
     repeat: Repeat | None = None
+    purpose: Purpose | None = None
 
 
 class Representation(NamedTuple):
