@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 JOBS ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint venv bench check-load clean install uninstall
+.PHONY: help run test lint venv bench check-load check-kernel clean install uninstall
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -42,6 +42,9 @@ bench: $(VENV)/.test ## compare with other servers side by side; tables, JSON an
 
 check-load: $(VENV)/.test ## 2,250 HTTP connections at once, good and bad: what the good ones wait, and the memory (80 s)
 	@$(BIN)/python -m tests.http.load
+
+check-kernel: $(VENV)/.test ## boot a throw-away Linux guest whose kernel attaches, compares and mounts NBD exports (30 s)
+	@$(BIN)/python -m tests.kernel.check
 
 LIBDIR = $(PREFIX)/lib/hexz-serve
 DOCDIR = $(PREFIX)/share/doc/hexz-serve
