@@ -24,6 +24,10 @@ $(VENV)/.test: pyproject.toml | $(VENV)/bin/python
 	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[crypto,test]'
 	@touch $@ $(VENV)/.runtime
 
+$(VENV)/.bench: $(VENV)/.test
+	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[bench]'
+	@touch $@
+
 venv: $(VENV)/.test ## make .venv with the runtime, the extras and the test tools
 
 run: $(VENV)/.runtime ## pack a sample image, serve it over HTTP and NBD on loopback, say how to read it
@@ -37,7 +41,7 @@ lint: $(VENV)/.test ## check style and types
 	@$(BIN)/ruff format --quiet --check hexz tests hexz_serve.py
 	@$(BIN)/mypy
 
-bench: $(VENV)/.test ## compare with other servers side by side; tables, JSON and plots in build/bench
+bench: $(VENV)/.bench ## compare with other servers side by side; tables, JSON and plots in build/bench
 	@$(BIN)/python -m tests.benchmarks
 
 check-load: $(VENV)/.test ## 2,250 HTTP connections at once, good and bad: what the good ones wait, and the memory (80 s)
