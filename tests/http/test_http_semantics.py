@@ -316,6 +316,20 @@ def test_files_of_an_archive(server: Serving, client: Client) -> None:
         assert len(tags) == len({(file.stream, file.offset) for file in files})
 
 
+@pytest.mark.parametrize("coding", ["gzip", "identity;q=0, gzip", "*;q=0", "zstd, br"])
+def test_bytes_are_never_coded(client: Client, disk: bytes, coding: str) -> None:
+    """8.4, 12.5.3: positions mean the image's own bytes, so there is one coding; who accepts none gets it too."""
+    for headers, status, body in (({}, 200, disk), ({"Range": "bytes=5000-5999"}, 206, disk[5000:6000])):
+        reply = client.ask("GET", "/disk", {"Accept-Encoding": coding, **headers})
+        assert (reply.status, reply.body == body, "content-encoding" in reply.headers) == (status, True, False)
+
+
+def test_no_digest_that_would_have_to_be_computed(client: Client) -> None:
+    """RFC 9530 section 4: Want-Repr-Digest is a wish; no snapshot stores such a digest of its streams."""
+    reply = client.ask("GET", "/disk", {"Want-Repr-Digest": "sha-256=10", "Range": "bytes=0-9"})
+    assert (reply.status, "repr-digest" in reply.headers, "content-digest" in reply.headers) == (206, False, False)
+
+
 def test_a_url_with_the_etag_never_changes(client: Client, facts: Reply) -> None:
     """RFC 8246, RFC 9111 5.2.2: immutable only where the URL names the content; elsewhere caches ask each time."""
     etag = facts.headers["etag"].strip('"')

@@ -235,7 +235,7 @@ def test_expect_continue(echo: Serving) -> None:
 @pytest.mark.parametrize(
     ("data", "statuses"),
     [
-        (b"GET /\r\n\r\n", [400]),  # HTTP/0.9
+        (b"GET /\r\n\r\n", [400]),  # 3: HTTP/0.9 has no version, and is no longer understood (RFC 9110 2.5)
         (b"GET / HTTP/2.0\r\nHost: h\r\n\r\n", [505]),
         (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", [505]),
         (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", [400]),  # TLS on a plain port
