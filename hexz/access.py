@@ -11,6 +11,7 @@ import re
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import NamedTuple
 
 from hexz.errors import ConfigError, UnitError, UsageError
@@ -173,11 +174,26 @@ class Gate:
             return None, error_response(401, "a bearer token is needed", (challenge,))
         return name, None
 
-    def standing(self) -> object | None:
-        """An object that stays the same while whoever was admitted would be again; None when each request counts."""
-        if self._limiter is not None:
-            return None
-        return self if self._tokens is None else self._tokens.digests
+    def renewal(self, peer: str) -> Callable[[], bool]:
+        """Asked before a request of `peer` is admitted: what later admits another one like it, at less cost.
+
+        False says that the request has to be judged by `admit`; nothing was used up then.
+        """
+        tokens, limiter = self._tokens, self._limiter
+        digests = tokens.digests if tokens is not None else None
+        address = _address(peer)
+
+        def renew() -> bool:
+            if tokens is not None and tokens.digests is not digests:
+                return False
+            return limiter is None or not limiter.wait_for(address)
+
+        return renew
+
+    @property
+    def limits(self) -> bool:
+        """It wants to know what was sent."""
+        return self._limiter is not None
 
     def sent(self, peer: str, size: int) -> None:
         """`size` body bytes went to `peer`."""
@@ -192,7 +208,8 @@ def _address(peer: str) -> str:
 class AccessEntry(NamedTuple):
     """One answered request; `size` is the body bytes sent, `duration` in seconds.
 
-    `head` is None when the request could not be understood.
+    `head` is None when the request could not be understood.  `range` is what was asked for, as sent: of requests
+    that differ in nothing else, `head` may be that of the first.
     """
 
     peer: str
@@ -201,6 +218,7 @@ class AccessEntry(NamedTuple):
     status: int
     size: int
     duration: float
+    range: str | None
 
 
 class AccessLog:
@@ -241,7 +259,7 @@ class AccessLog:
                 "method": head.method if head else None,
                 # A signed URL is good for whoever reads it here.
                 "path": _SIGNATURE.sub(r"\1...", head.target) if head else None,
-                "range": head.headers.get("range") if head else None,
+                "range": entry.range,
                 "status": entry.status,
                 "bytes": entry.size,
                 "seconds": round(entry.duration, 6),

@@ -39,9 +39,10 @@ class _PeerPolicy:
             return f"uid {self._uid}", None
         return None, refusal_response(403, f"user {self._uid} may read here, and change nothing")
 
-    def standing(self) -> object | None:
-        """The user of a connection stays the same."""
-        return self
+    limits = False
+
+    def renewal(self, peer: str) -> None:
+        """Nothing here is asked so often."""
 
     def sent(self, peer: str, size: int) -> None:
         """Nothing is limited here."""

@@ -27,7 +27,8 @@ class Again:
     """A request that was answered with a range of a stream, ready to be answered with another."""
 
     __slots__ = (
-        "_after", "_before", "_extra", "_least", "_read_cached", "_repeat", "_second", "_template", "_valid", "source"
+        "_after", "_before", "_extra", "_least", "_read_cached", "_renew", "_repeat", "_second", "_template", "_valid",
+        "asked", "source",
     )  # fmt: skip
 
     def __init__(
@@ -36,32 +37,35 @@ class Again:
         after: bytes,
         repeat: Repeat,
         extra: tuple[tuple[str, str], ...],
-        admitted: Callable[[], bool],
+        renew: Callable[[], bool],
     ) -> None:
         self._before = before
         self._after = after
         self._least = len(before) + len(after)
         self._repeat = repeat
         self._extra = extra
-        self._valid: Callable[[], bool] = lambda: admitted() and repeat.valid()
+        self._valid = repeat.valid
+        self._renew = renew
         self._second = -1
         self._template = b""
         self._read_cached: Callable[[int, int], list[memoryview] | None] = repeat.source.read_cached
         self.source = repeat.source
+        self.asked = b""
+        """Positions in the last request that was answered, as sent."""
 
     @classmethod
     def of(
-        cls, raw: bytes, repeat: Repeat, extra: tuple[tuple[str, str], ...], admitted: Callable[[], bool]
+        cls, raw: bytes, repeat: Repeat, extra: tuple[tuple[str, str], ...], renew: Callable[[], bool]
     ) -> Again | None:
         """From the head of a request that was answered with 206; None when its range has not two ends.
 
-        `extra` are headers for every response, `admitted` says whether the client would be let in again.
+        `extra` are headers for every response, `renew` says whether the client is let in again.
         The head was parsed, so it has one Range header at most.
         """
         found = _RANGE.search(raw)
         if found is None:
             return None
-        return cls(raw[: found.start(1)], raw[found.end(1) :], repeat, extra, admitted)
+        return cls(raw[: found.start(1)], raw[found.end(1) :], repeat, extra, renew)
 
     def answer(self, raw: bytes, largest: int) -> tuple[bytes, list[memoryview], int] | None:
         """The response's head, its data and its position, or None when this head needs more than the fast path.
@@ -82,8 +86,10 @@ class Again:
         if not 0 < length <= largest or not self._valid():
             return None
         views = self._read_cached(start, length)
-        if views is None or len(views) > MAX_VIEWS:
+        # To be let in may use up something, so that comes when nothing else can go wrong.
+        if views is None or len(views) > MAX_VIEWS or not self._renew():
             return None
+        self.asked = digits
         now = int(time.time())
         if now != self._second:
             self._format(now)

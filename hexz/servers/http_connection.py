@@ -38,7 +38,7 @@ from hexz.servers.base import Connection
 from hexz.servers.http_again import Again
 from hexz.servers.http_counting import Counting
 from hexz.servers.http_crowd import LARGEST as LARGEST_OF_CROWD
-from hexz.servers.http_crowd import Crowd, Member
+from hexz.servers.http_crowd import Crowd, Member, Told, Unsent
 from hexz.servers.http_receiving import Body, Receiver
 from hexz.servers.sending import Sender
 
@@ -82,8 +82,15 @@ class Policy(Protocol):
     def admit(self, head: RequestHead, peer: str) -> tuple[str | None, Response | None]:
         """The token's name if one was used, and a refusal if there is one."""
 
-    def standing(self) -> object | None:
-        """An object that stays the same while whoever was admitted would be again; None when each request counts."""
+    def renewal(self, peer: str) -> Callable[[], bool] | None:
+        """Asked before `admit`: what later admits another request that differs in its range alone.
+
+        It returns False for a request that has to come before `admit`; None when all have to.
+        """
+
+    @property
+    def limits(self) -> bool:
+        """It wants to be told what was sent."""
 
     def sent(self, peer: str, size: int) -> None:
         """`size` body bytes went to `peer`."""
@@ -146,6 +153,7 @@ class HttpConnection:
         self._receiver.buffer = received
         self._crowd = crowd
         self._again: Again | None = None
+        self._told: Told | None = None  # has to know of each answer of the fast path
         self._streak = 0  # small answers of the fast path in a row
         self._parked = False  # between two requests, for a successor to go on
 
@@ -176,13 +184,13 @@ class HttpConnection:
             return self._streak < STREAK or self._join_crowd(self._again)
         self._streak = 0
         self._connection.spoken = True
-        began = time.monotonic()
+        began = perf_counter()
         head = parse_head(raw)
         self._counting.begin(head.method)
         framing = framing_of(head)
         body = Body(self._receiver, framing, self._go_on if _expects_continue(head) else None)
         # Taken before the gate is asked, so that a change in between is noticed.
-        standing = self._policy.standing()
+        renewal = self._policy.renewal(self._connection.peer)
         response = self._cors.preflight(head) if self._cors is not None else None
         token = None
         if response is None:
@@ -192,37 +200,48 @@ class HttpConnection:
         keep_alive = head.keep_alive and not response.close and not self._connection.draining
         if not body.finished:
             keep_alive = keep_alive and body.drain()
-        sent = 0
         self._counting.about(response)
         try:
-            response, sent = self._send(head, response, keep_alive)
+            response = self._send(head, response, keep_alive)
         finally:
             self._counting.end(response, self._sender.sent, sys.exc_info()[1])
             if response.done is not None:
                 response.done()
-            self._account(began, head, token, response.status, sent)
+            self._account(began, head, token, response.status, self._sender.sent, head.headers.get("range"))
         self._again = None
-        if keep_alive and response.repeat is not None and standing is not None:
-            self._prepare_again(raw, head, framing, response, standing)
+        if keep_alive and renewal is not None:
+            self._prepare_again(raw, head, framing, response, renewal, token)
         return keep_alive
 
-    def _account(self, began: float, head: RequestHead | None, token: str | None, status: int, sent: int) -> None:
+    def _account(
+        self, began: float, head: RequestHead | None, token: str | None, status: int, sent: int, span: str | None
+    ) -> None:
         self._policy.sent(self._connection.peer, sent)
         if self._access_log is not None:
-            duration = time.monotonic() - began
-            self._access_log.write(AccessEntry(self._connection.peer, token, head, status, sent, duration))
+            duration = perf_counter() - began
+            self._access_log.write(AccessEntry(self._connection.peer, token, head, status, sent, duration, span))
 
     # The fast path
 
     def _prepare_again(
-        self, raw: bytes, head: RequestHead, framing: Framing, response: Response, standing: object
+        self,
+        raw: bytes,
+        head: RequestHead,
+        framing: Framing,
+        response: Response,
+        renewal: Callable[[], bool],
+        token: str | None,
     ) -> None:
         """Be ready for another range of the same, if nothing about this request is out of the ordinary."""
         plain = head.minor and not self._secure and not framing.chunked and "expect" not in head.headers
-        if plain and self._access_log is None and response.repeat is not None:
-            policy = self._policy
-            self._again = Again.of(raw, response.repeat, self._extra, lambda: policy.standing() is standing)
+        if plain and response.repeat is not None:
+            self._again = Again.of(raw, response.repeat, self._extra, renewal)
             self._counting.prepare(response)
+            self._told = None
+            if self._access_log is not None or self._policy.limits:
+                self._told = lambda began, sent, asked: self._account(
+                    began, head, token, 206, sent, f"bytes={asked.decode()}"
+                )
 
     def _answer_again(self, again: Again, raw: bytes) -> bool:
         """Answer a request that differs from the last one in its range alone; False when it has to be parsed."""
@@ -241,22 +260,34 @@ class HttpConnection:
         self._streak = self._streak + 1 if length <= LARGEST_OF_CROWD else 0
         if sent != length:
             del views, answer  # a peer that does not read must not keep cache memory alive
-            self._sender.total = sent
             done = max(sent - len(head), 0)
-            self._sender.resume(head[sent:], (Piece(again.source, start + done, length - len(head) - done),))
+            self._finish(again, Unsent(head[sent:], start + done, length - len(head) - done, done, began))
+            return True
         self._counting.again(length - len(head), began)
+        if self._told is not None:
+            self._told(began, length - len(head), again.asked)
         return True
+
+    def _finish(self, again: Again, unsent: Unsent) -> None:
+        """Send the rest of an answer of the fast path, waiting as long as the peer reads."""
+        self._sender.total = 0
+        try:
+            self._sender.resume(unsent.head, (Piece(again.source, unsent.offset, unsent.length),))
+        finally:
+            sent = unsent.done + max(self._sender.total - len(unsent.head), 0)
+            self._counting.again(sent, unsent.began)
+            if self._told is not None:
+                self._told(unsent.began, sent, again.asked)
 
     def _join_crowd(self, again: Again) -> bool:
         """Stay in the crowd as long as it can serve this connection; False when the peer has gone."""
         self._streak = 0
         if self._crowd is None or self._receiver.buffer or self._connection.summoned:
             return True
-        member = Member(self._sock, again, self._counting)
+        member = Member(self._sock, again, self._counting, self._told)
         self._crowd.stay(member, self._connection.listener.summons)
-        if member.unsent or member.span[1]:
-            self._sender.resume(member.unsent, (Piece(again.source, *member.span),))
-            self._counting.again(*member.due)
+        if member.unsent is not None:
+            self._finish(again, member.unsent)
         self._receiver.buffer = member.received
         return not member.ended
 
@@ -290,13 +321,14 @@ class HttpConnection:
             return self._rules.refusal(error.http_status, message, None)
         return self._rules.refusal(error.http_status, "the snapshot cannot be read", None)
 
-    def _send(self, head: RequestHead, response: Response, keep_alive: bool) -> tuple[Response, int]:
+    def _send(self, head: RequestHead, response: Response, keep_alive: bool) -> Response:
         """Send the response; the one that was sent, which is an error if nothing of the body could be read."""
         extra = self._extra if head.minor or not keep_alive else (*self._extra, ("Connection", "keep-alive"))
         packed = pack_head(response, keep_alive, current_date(), extra)
         bodiless = head.method == "HEAD" or response.status in (204, 304)
         try:
-            return response, self._sender.send(packed, () if bodiless else response.body)
+            self._sender.send(packed, () if bodiless else response.body)
+            return response
         except HexzError as error:
             if self._sender.total:
                 log.warning("%s: %s: %s", self._connection.peer, head.target, error)
@@ -304,7 +336,8 @@ class HttpConnection:
                 raise ConnectionAbortedError("hanging up in the middle of a response") from error
             failed = self._failure(head, error)._replace(done=response.done, purpose=response.purpose)
             packed = pack_head(failed, keep_alive, current_date(), extra)
-            return failed, self._sender.send(packed, failed.body)
+            self._sender.send(packed, failed.body)
+            return failed
 
     def _refuse(self, error: RequestError) -> None:
         """Answer a request that could not be understood; where it ends is unknown, so the connection ends here."""
@@ -312,7 +345,7 @@ class HttpConnection:
         response = self._rules.refusal(error.status, str(error), error)
         sent = self._sender.send(pack_head(response, False, current_date(), self._extra), response.body)
         self._counting.end(response, sent)
-        self._account(time.monotonic(), None, None, response.status, sent)
+        self._account(perf_counter(), None, None, response.status, sent, None)
 
     def _linger(self) -> None:
         """Let the peer read the last response before a reset can overtake it (RFC 9112 section 9.6)."""

@@ -15,13 +15,15 @@ import select
 import socket
 import threading
 import time
+from collections.abc import Callable
 from time import perf_counter
+from typing import NamedTuple
 
 from hexz.servers.base import Summons
 from hexz.servers.http_again import Again
 from hexz.servers.http_counting import Counting
 
-__all__ = ["Crowd", "Member"]
+__all__ = ["Crowd", "Member", "Told", "Unsent"]
 
 log = logging.getLogger("hexz.http")
 
@@ -35,24 +37,36 @@ SUMMONED_S = 0.01
 _END = b"\r\n\r\n"
 
 
+Told = Callable[[float, int, bytes], None]
+"""(when the answer began, bytes of data sent, positions as asked for): wants to know of an answer."""
+
+
+class Unsent(NamedTuple):
+    """What is left of an answer: of its head, and of its data from `offset` on; `done` bytes of data are sent."""
+
+    head: bytes
+    offset: int
+    length: int
+    done: int
+    began: float
+
+
 class Member:
     """A connection's stay in the crowd, and how it went.
 
-    Afterwards `received` is what came and was not answered, `unsent` what is left of the head
-    of an answer and `span` (offset, length) of its data; that answer is still to be counted, as `due`.
+    Afterwards `received` is what came and was not answered, `unsent` what is left of an answer;
     `ended` says that there is no more to do.
     """
 
-    __slots__ = ("again", "counting", "due", "ended", "gate", "received", "seen", "sock", "span", "unsent")
+    __slots__ = ("again", "counting", "ended", "gate", "received", "seen", "sock", "told", "unsent")
 
-    def __init__(self, sock: socket.socket, again: Again, counting: Counting) -> None:
+    def __init__(self, sock: socket.socket, again: Again, counting: Counting, told: Told | None) -> None:
         self.sock = sock
         self.again = again
         self.counting = counting
-        self.due = (0, 0.0)  # bytes, when it came
+        self.told = told
         self.received = b""
-        self.unsent = b""
-        self.span = (0, 0)
+        self.unsent: Unsent | None = None
         self.ended = False
         self.seen = time.monotonic()
         self.gate = threading.Lock()
@@ -88,11 +102,11 @@ class Member:
             sent = 0
         if sent == length:
             self.counting.again(length - len(head), began)
+            if self.told is not None:
+                self.told(began, length - len(head), self.again.asked)
             return True
-        self.due = (length - len(head), began)
         done = max(sent - len(head), 0)
-        self.unsent = head[sent:]
-        self.span = (start + done, length - len(head) - done)
+        self.unsent = Unsent(head[sent:], start + done, length - len(head) - done, done, began)
         return False
 
 

@@ -137,10 +137,15 @@ class S3Policy:
         self._keys.check(head, claim)
         return claim.access_key
 
-    def standing(self) -> object | None:
-        """An object that stays the same while whoever was admitted would be again; None when each request counts."""
+    def renewal(self, peer: str) -> Callable[[], bool] | None:
+        """What admits another request like the one that is admitted next; None when each is to be looked at."""
         # A signature is good for one time and often one range: only the anonymous may ask again unlooked at.
-        return self._gate.standing() if self._keys is None else None
+        return self._gate.renewal(peer) if self._keys is None else None
+
+    @property
+    def limits(self) -> bool:
+        """It wants to know what was sent."""
+        return self._gate.limits
 
     def sent(self, peer: str, size: int) -> None:
         """`size` body bytes went to `peer`."""

@@ -177,6 +177,36 @@ def test_a_client_that_reads_too_much(snapshot_file: Path, clock: Clock, disk: b
         assert client.ask("GET", "/disk", RANGED).status == 206
 
 
+def test_limits_hold_on_the_fast_path(snapshot_file: Path, clock: Clock) -> None:
+    """Requests that differ in their range alone are counted like all others, and so are their bytes."""
+    with serving({"snap": snapshot_file}, gate=Gate(None, RateLimit(20, 0))) as server, server.client() as client:
+        assert [client.ask("GET", "/disk", RANGED).status for _ in range(25)] == [206] * 20 + [429] * 5
+        clock.now += 1
+        assert [client.ask("GET", "/disk", RANGED).status for _ in range(25)] == [206] * 20 + [429] * 5
+    ranged = {"Range": "bytes=0-99999"}
+    with serving({"snap": snapshot_file}, gate=Gate(None, RateLimit(0, 1_500_000))) as server:
+        with server.client() as client:
+            statuses = [client.ask("GET", "/disk", ranged).status for _ in range(20)]
+        # An answer may arrive before its bytes are counted.
+        assert 15 <= statuses.count(206) <= 17 and statuses[-1] == 429
+
+
+def test_what_was_not_read_is_not_logged_as_sent(snapshot_file: Path, tmp_path: Path) -> None:
+    """Also when the crowd had begun the answer."""
+    path = tmp_path / "access"
+    with serving({"snap": snapshot_file}, access_log=AccessLog(str(path))) as server:
+        with server.client() as client:
+            client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            for _ in range(STREAK + 3):
+                client.ask("GET", "/disk", RANGED)
+            client.send(request("GET", "/disk", {"Range": "bytes=0-99999"}) * 100)
+            client.sock.recv(1)
+        until(lambda: len(server.listener.live()) == 0)
+        lines = entries(path)[STREAK + 3 :]
+        assert lines and all(line["bytes"] == 100_000 for line in lines[:-1])
+        assert sum(line["bytes"] for line in lines) < 10_000_000
+
+
 def test_the_addresses_remembered_are_bounded(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
     monkeypatch.setattr(access, "MAX_CLIENTS", 10)
     gate = Gate(None, RateLimit(1, 0))
