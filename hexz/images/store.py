@@ -20,30 +20,15 @@ from collections.abc import Callable, Iterator, Sequence
 
 from hexz.errors import HexzError
 from hexz.images.blockmap import ZERO_SLOT, BlockMap, Run, SlotRun, Slots
-from hexz.images.journal import (
-    HEAD_SIZE,
-    RECORD_SIZE,
-    Head,
-    JournalError,
-    Record,
-    build_head,
-    build_mark,
-    build_record,
-    parse_head,
-    parse_records,
-    record_seed,
-)
+from hexz.images.journal import HEAD_SIZE, RECORD_SIZE, Head, build_head, build_mark, build_record, record_seed
+from hexz.images.recovery import JOURNAL_SUFFIX, MAX_RUNS, OverlayError, read_journal, replay
 
-__all__ = ["JOURNAL_SUFFIX", "OverlayError", "OverlayFull", "OverlayStore", "read_journal"]
+__all__ = ["OverlayFull", "OverlayStore"]
 
 log = logging.getLogger("hexz.images")
 
-JOURNAL_SUFFIX = ".map"
 BATCH = 1 << 20
 """Bytes written to the data file between two appends to the journal."""
-MAX_RUNS = 1 << 20
-"""Most runs of a map, about 200 MiB of memory: a terabyte written here and there in megabytes."""
-MAX_JOURNAL = HEAD_SIZE + 8 * MAX_RUNS * RECORD_SIZE
 COMPACT_AT = 1 << 16
 """Records a journal may have, however few runs the map has, before it is written anew."""
 UNFLUSHED_LIMIT = 1 << 30
@@ -54,64 +39,11 @@ ReadBase = Callable[[int, int], Sequence[memoryview]]
 """Views that tile (offset, length) of the stream below."""
 
 
-class OverlayError(HexzError):
-    """An overlay's files are damaged, in use, or lie over another snapshot."""
-
-    exit_status = 65
-
-
 class OverlayFull(HexzError):
     """The overlay's quota, its map or its file system has no room."""
 
     http_status = 507
     nbd_errno = errno.ENOSPC
-
-
-def read_journal(path: str) -> tuple[Head, int, list[Record]]:
-    """Head, seed and records of the overlay whose data file is `path`.
-
-    Raises: OverlayError, OSError.
-    """
-    with open(path + JOURNAL_SUFFIX, "rb") as file:
-        if os.fstat(file.fileno()).st_size > MAX_JOURNAL:
-            raise OverlayError(f"{path}{JOURNAL_SUFFIX}: larger than any overlay's journal")
-        data = file.read()
-    try:
-        head = parse_head(data)
-    except JournalError as error:
-        raise OverlayError(f"{path}{JOURNAL_SUFFIX}: {error}") from None
-    seed = record_seed(data)
-    return head, seed, parse_records(data[HEAD_SIZE:], head, seed)
-
-
-def replay(path: str, records: list[Record], data: int, block_size: int) -> BlockMap:
-    """The map that `records` lead to; those behind the last mark have to fit the bytes of the data file `data`."""
-    written = BlockMap()
-    marks = [number for number, record in enumerate(records) if record.is_mark]
-    sure = marks[-1] if marks else -1
-    lost = 0
-    for number, record in enumerate(records):
-        if record.is_mark:
-            continue
-        if number < sure or record.run.slot == ZERO_SLOT or _crc_of(data, record.run, block_size) == record.crc:
-            written.set(record.run)
-        else:
-            lost += 1
-    if lost:
-        log.warning("%s: %d unflushed writes did not reach the disk and are undone", path, lost)
-    return written
-
-
-def _crc_of(data: int, run: Run, block_size: int) -> int:
-    crc = 0
-    position, end = run.slot * block_size, (run.slot + run.length) * block_size
-    while position < end:
-        part = os.pread(data, min(BATCH, end - position), position)
-        if not part:
-            return -1
-        crc = zlib.crc32(part, crc)
-        position += len(part)
-    return crc
 
 
 class OverlayStore:

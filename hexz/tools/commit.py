@@ -10,7 +10,8 @@ from hexz.errors import SnapshotNotFound, UsageError
 from hexz.format.codec import Encoder, crc32
 from hexz.format.header import Compression, HeaderError
 from hexz.format.writer import SnapshotWriter
-from hexz.images.store import JOURNAL_SUFFIX, OverlayStore, read_journal
+from hexz.images.recovery import JOURNAL_SUFFIX, read_journal
+from hexz.images.store import OverlayStore
 from hexz.snapshot import Snapshot, Stream, new_context, open_snapshot
 from hexz.tools.output import check_output, whole_file
 from hexz.tools.pack import stored_path

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from hexz.images.journal import Head
-from hexz.images.store import JOURNAL_SUFFIX, OverlayStore
+from hexz.images.recovery import JOURNAL_SUFFIX
+from hexz.images.store import OverlayStore
 from hexz.snapshot import new_context, open_snapshot
 from hexz.tools.pack import pack
 from tests import samples

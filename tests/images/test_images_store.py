@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from hexz.images import store as store_module
 from hexz.images.blockmap import ZERO_SLOT, BlockMap, Run
 from hexz.images.journal import HEAD_SIZE, RECORD_SIZE, Head, JournalError, build_head, parse_head
-from hexz.images.store import JOURNAL_SUFFIX, OverlayError, OverlayFull, OverlayStore
+from hexz.images.recovery import JOURNAL_SUFFIX, OverlayError
+from hexz.images.store import OverlayFull, OverlayStore
 from tests.images import crash_writer
 from tests.images.crash_writer import BLOCK, SIZE
 from tests.peers import ROOT

@@ -1,0 +1,85 @@
+"""What every request of the images API has: an image, a session while the response takes, and answers in JSON."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from typing import Any
+
+from hexz.images.backend import Session
+from hexz.images.hexz import HexzSession
+from hexz.images.registry import Image
+from hexz.metrics import Purpose
+from hexz.metrics.words import INFO, WRITE
+from hexz.protocol.http.responses import Piece, Response
+from hexz.protocol.images import parse_query
+from hexz.servers.http_connection import Request
+
+__all__ = ["PREFIX", "Refusal", "Resource", "json_answer"]
+
+PREFIX = "images"
+WRITING = ("PUT", "PATCH")
+
+
+class Refusal(Exception):
+    """An answer that is an error, with headers of its own."""
+
+    def __init__(self, status: int, message: str, *headers: tuple[str, str]) -> None:
+        super().__init__(message)
+        self.status = status
+        self.headers = headers
+
+
+def json_answer(value: Any, status: int = 200, *headers: tuple[str, str]) -> Response:
+    """`value` as a response in JSON."""
+    body = json.dumps(value, separators=(",", ":")).encode()
+    kind = (("Content-Type", "application/json"), ("Accept-Ranges", "bytes"))
+    return Response(status, (*kind, *headers), (body,), len(body))
+
+
+class Resource:
+    """One request for one resource of one image: a method for each HTTP method that it knows."""
+
+    methods: tuple[str, ...] = ()
+    op = INFO
+    """What GET is counted as."""
+
+    def __init__(self, image: Image, request: Request) -> None:
+        self.image = image
+        self.request = request
+        self.head = request.head
+        self.stack = contextlib.ExitStack()
+        """What the response needs until it was sent."""
+        self.purpose = Purpose(None, WRITE if self.head.method in WRITING else self.op, "", PREFIX)
+
+    def respond(self) -> Response:
+        """The response; what was taken for it is given back when it was sent, or now if it is refused."""
+        with self.stack:
+            method = self.head.method
+            if method not in self.methods:
+                raise Refusal(405, f"{method} is not possible here", *self.allow(self.methods))
+            response: Response = getattr(self, "get" if method == "HEAD" else method.lower())()
+            if any(isinstance(part, Piece) for part in response.body):
+                response = response._replace(done=self.stack.pop_all().close)
+            return response._replace(purpose=self.purpose)
+
+    @staticmethod
+    def allow(methods: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
+        """The headers that say which methods are possible, for people and for pages."""
+        return ("Allow", ",".join(methods)), ("Access-Control-Allow-Methods", ", ".join(methods))
+
+    def query(self, *known: str) -> dict[str, str]:
+        """The query's fields.  Raises: BadRequest."""
+        return parse_query(self.head.query, known)
+
+    def open(self, writing: bool = False, turn: bool = True) -> Session:
+        """A session for as long as the response takes, when it is this request's turn.
+
+        Raises: Busy, and what opening raises.
+        """
+        self.stack.enter_context(self.image.turn(writing) if turn else self.image.used())
+        session = self.image.backend.open(writing)
+        self.stack.callback(session.close)
+        if isinstance(session, HexzSession):
+            self.purpose = self.purpose._replace(metrics=session.metrics, stream=session.stream.name)
+        return session
