@@ -200,6 +200,7 @@ def _s3(serving: _Serving) -> Service:
     from hexz.servers.http import HttpService
     from hexz.servers.s3 import S3Application
     from hexz.servers.s3_access import KeyFile, S3Policy
+    from hexz.servers.s3_answers import RULES
 
     options = serving.options
     key_file = options.s3_keys_file or credential("s3-keys")
@@ -209,4 +210,4 @@ def _s3(serving: _Serving) -> Service:
     policy = S3Policy(Gate(None, serving.limit), keys, options.allow_anonymous or keys is None)
     application = S3Application(serving.catalog, keys, tuple(options.s3_domain))
     metrics = serving.catalog.context.metrics
-    return HttpService(application, policy, serving.access_log, serving.tls, options.cors, "s3", metrics=metrics)
+    return HttpService(application, policy, serving.access_log, serving.tls, options.cors, "s3", RULES, metrics)

@@ -8,11 +8,9 @@ is there such a bucket and key (404), are the arguments sound (400).
 from __future__ import annotations
 
 import contextlib
-import logging
 from functools import partial
 
 from hexz.catalog import Catalog, Lease
-from hexz.errors import BlockError, HexzError
 from hexz.metrics import Purpose
 from hexz.metrics.words import LIST, READ
 from hexz.protocol.http.conditions import Validators
@@ -39,8 +37,6 @@ from hexz.servers.s3_objects import Buckets, Objects
 
 __all__ = ["S3Application"]
 
-log = logging.getLogger("hexz.s3")
-
 REGION = "us-east-1"
 ALLOW = (("Allow", "GET, HEAD"),)
 MAX_REFUSED_BODY = 64 << 20
@@ -59,21 +55,11 @@ class S3Application:
 
     def respond(self, request: Request) -> Response:
         """The response to any request."""
-        head = request.head
         try:
             return self._respond(request)
         except S3Error as error:
-            refusal = error
-        except RequestError as error:
-            refusal = S3Error("InvalidArgument" if error.status == 400 else "InvalidRequest", str(error))
-        except BlockError as error:
-            log.warning("%s: %s: %s", request.peer, head.path, error)
-            refusal = S3Error("InternalError", f"the {error.stream} block at {error.position} is damaged")
-        except HexzError as error:
-            log.warning("%s: %s: %s", request.peer, head.path, error)
-            refusal = S3Error("InternalError", "the snapshot cannot be read")
-        _read_away(request)
-        return error_answer(refusal, head.path)
+            _read_away(request)
+            return error_answer(error, request.head.path)
 
     def _respond(self, request: Request) -> Response:
         head = request.head

@@ -5,11 +5,13 @@ from __future__ import annotations
 import base64
 import os
 
+from hexz.protocol.http.head import RequestError
 from hexz.protocol.http.responses import Response
 from hexz.protocol.s3.errors import S3Error
 from hexz.protocol.s3.xml import error_document
+from hexz.servers.http_connection import Rules
 
-__all__ = ["document_answer", "error_answer", "with_ids"]
+__all__ = ["RULES", "document_answer", "error_answer", "with_ids"]
 
 _XML = ("Content-Type", "application/xml")
 
@@ -36,3 +38,16 @@ def error_answer(error: S3Error, resource: str) -> Response:
     body = error_document(error, resource, request_id, host_id)
     headers = (("x-amz-request-id", request_id), ("x-amz-id-2", host_id), _XML, *error.headers)
     return Response(error.status, headers, (body,), len(body))
+
+
+_CODES = {404: "NoSuchKey", 408: "RequestTimeout", 414: "InvalidURI", 501: "NotImplemented", 503: "ServiceUnavailable"}
+
+
+def _refused(status: int, message: str, _: RequestError | None) -> Response:
+    """What the connection itself refuses: requests that are none, and reads that fail."""
+    code = _CODES.get(status, "InternalError" if status >= 500 else "InvalidRequest")
+    return error_answer(S3Error(code, message), "")._replace(status=status)
+
+
+RULES = Rules(_refused)
+"""S3's errors for everything that goes wrong before or behind the application."""

@@ -13,6 +13,7 @@ from hexz.access import Gate, parse_rate_limit
 from hexz.catalog import Catalog
 from hexz.servers.s3 import S3Application
 from hexz.servers.s3_access import KeyFile, S3Policy
+from hexz.servers.s3_answers import RULES
 from hexz.snapshot import new_context
 from tests.crafted import Craft
 from tests.http.serving import Reply, Serving, serving
@@ -68,7 +69,7 @@ def serving_s3(
     for name, path in snapshots.items():
         catalog.add(name, str(path))
     policy = S3Policy(Gate(None, parse_rate_limit(limit)), keys, anonymous)
-    with serving({}, application=S3Application(catalog, keys, domains), gate=policy, **settings) as server:
+    with serving({}, application=S3Application(catalog, keys, domains), gate=policy, rules=RULES, **settings) as server:
         server.catalog = catalog
         server.policy = policy  # type: ignore[attr-defined]
         yield server

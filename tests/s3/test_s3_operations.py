@@ -386,6 +386,20 @@ def test_bodies_of_refused_writes(server: Serving) -> None:
         assert error_of(digest)["Code"] == "XAmzContentSHA256Mismatch"
 
 
+def test_requests_that_are_none(server: Serving) -> None:
+    for raw, status, code in (
+        (b"BREW / HTTP/1.1\r\nHost: h\r\n\r\n", 501, "NotImplemented"),
+        (b"GET / HTTP/1.1\r\n\r\n", 400, "InvalidRequest"),
+        (b"GET /%zz HTTP/1.1\r\nHost: h\r\n\r\n", 400, "InvalidRequest"),
+        (b"GET /" + b"k" * 9000 + b" HTTP/1.1\r\nHost: h\r\n\r\n", 414, "InvalidURI"),
+        (b"PUT / HTTP/1.1\r\nHost: h\r\nContent-Length: x\r\n\r\n", 400, "InvalidRequest"),
+    ):
+        with server.client() as client:
+            client.send(raw)
+            reply = client.receive()
+            assert (reply.status, error_of(reply)["Code"]) == (status, code)
+
+
 def test_rate_limit(snapshot_file: Path) -> None:
     with serving_s3({"snap": snapshot_file}, limit="2") as server, server.client() as client:
         replies: list[Reply] = [client.ask("GET", "/snap/info.json") for _ in range(12)]
@@ -401,5 +415,6 @@ def test_damage_is_an_error_and_nothing_else(snapshot_file: Path, tmp_path: Path
     broken.write_bytes(data)
     with serving_s3({"broken": broken}) as server, server.client() as client:
         assert client.ask("GET", "/broken?list-type=2").status == 200
-        assert client.ask("GET", "/broken/disk").status == 500
+        error = error_of(client.ask("GET", "/broken/disk"))
+        assert (error["Code"], error["Message"]) == ("InternalError", "the disk block at 0 is damaged")
         assert client.ask("GET", "/broken/broken.hxz").body == bytes(data)
