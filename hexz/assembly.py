@@ -64,6 +64,7 @@ def assemble(
     def listener_on(protocol: str, sock: socket.socket, own_path: str | None) -> Listener:
         return Listener(sock, service(protocol), options.max_connections, own_path)
 
+    catalog.context.metrics.listeners = front.figures
     mounts = MountTable(catalog, options.control_root, catalog.context.metrics.events.add)
     lifecycle = Lifecycle(front, mounts, listener_on, options.supervisor, options.upgrade)
     if not options.upgrade:

@@ -139,6 +139,7 @@ class Meter:
         self._cells: set[Cell] = set()
         self._total = Totals()
         self._others: dict[str, int] = {}  # outcomes but for OK
+        self._unfinished = 0  # bytes
         self._partial = 0
         self._missed = 0
 
@@ -147,7 +148,7 @@ class Meter:
         with self._lock:
             if outcome != OK:
                 self._others[outcome] = self._others.get(outcome, 0) + 1
-                self._total.size += size
+                self._unfinished += size
                 return
             self._total.add(size, seconds)
             if waited >= size > 0:
@@ -178,8 +179,8 @@ class Meter:
                 cell.add_to(total)
             outcomes = {OK: sum(total.sizes), **self._others}
             return OperationFigures(
-                self.protocol, self.op, self.stream, outcomes, total.size, total.seconds,
-                tuple(total.sizes), tuple(total.latencies), self._partial, self._missed,
+                self.protocol, self.op, self.stream, outcomes, total.size + self._unfinished, total.seconds,
+                tuple(total.sizes), tuple(total.latencies), self._partial, self._missed, self._unfinished,
             )  # fmt: skip
 
 

@@ -30,9 +30,10 @@ NO_LATENCIES = (0,) * (len(LATENCY_BOUNDS) + 1)
 class OperationFigures(NamedTuple):
     """One operation of one protocol on one stream (empty for the snapshot as a whole).
 
-    `outcomes` counts requests by how they ended (``ok``, ``refused``, ``failed``, ``aborted``), `size` all bytes
-    sent.  The histograms and `seconds` are of those that ended ``ok``.  Of these, `partial` had to wait
-    for some of their bytes to be decompressed, `missed` for all; the others found everything in the cache.
+    `outcomes` counts requests by how they ended (``ok``, ``refused``, ``failed``, ``aborted``), `size` all
+    bytes sent, and `unfinished` those of requests that did not end ``ok``.  The histograms and `seconds` are
+    of those that did.  Of these, `partial` had to wait for some of their bytes to be decompressed, `missed`
+    for all; the others found everything in the cache.
     """
 
     protocol: str
@@ -45,6 +46,7 @@ class OperationFigures(NamedTuple):
     latencies: Sequence[int] = NO_LATENCIES
     partial: int = 0
     missed: int = 0
+    unfinished: int = 0
 
     @property
     def ok(self) -> int:

@@ -22,6 +22,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from hexz.metrics.figures import ListenerFigures
 from hexz.servers.addresses import BACKLOG, Address, UnixAddress, open_socket, unlink_socket, url_of
 
 __all__ = ["DEFAULT_MAX_CONNECTIONS", "Connection", "Front", "Give", "Listener", "Service", "Summons"]
@@ -308,6 +309,19 @@ class Front:
         """Have the loop's thread do `action` soon.  From any thread."""
         self._calls.append(action)
         self.wake()
+
+    def figures(self) -> list[ListenerFigures]:
+        """How many connections each listener has, had, and turned away."""
+        return [
+            ListenerFigures(
+                listener.service.scheme.removesuffix("s"),
+                listener.url,
+                len(listener.live()),
+                listener.accepted,
+                listener.refused,
+            )
+            for listener in self.listeners
+        ]
 
     def wake(self) -> None:
         """Make `run` look round now.  Safe in a signal handler and from any thread."""

@@ -11,6 +11,8 @@ from hexz.catalog import Catalog, Lease
 from hexz.errors import NoSuchSnapshot
 from hexz.format.metadata import ArchivedFile
 from hexz.metrics import Purpose
+from hexz.metrics.process import process_figures
+from hexz.metrics.prometheus import CONTENT_TYPE, exposition
 from hexz.metrics.words import EXTENTS, INFO, LIST, READ
 from hexz.protocol.http.conditions import Validators
 from hexz.protocol.http.head import RequestError, RequestHead
@@ -61,6 +63,7 @@ class CatalogApplication:
             "/snapshots/": lambda head: json_response({"snapshots": self._names()}),
             "/healthz": lambda head: json_response({"status": "ok"}),
             "/readyz": self._readiness,
+            "/metrics": self._metrics,
         }
 
     def respond(self, request: Request) -> Response:
@@ -213,6 +216,10 @@ class CatalogApplication:
             ("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'"),
         )
         return Response(200, headers, (body,), len(body))
+
+    def _metrics(self, head: RequestHead) -> Response:
+        body = exposition(self._catalog.context.metrics.collect(), process_figures()).encode()
+        return Response(200, (("Content-Type", CONTENT_TYPE), VOLATILE), (body,), len(body))
 
     def _readiness(self, head: RequestHead) -> Response:
         if self._ready():
