@@ -8,10 +8,30 @@ from typing import NamedTuple
 
 from hexz.errors import HexzError
 
-__all__ = ["Abilities", "Backend", "BackendDown", "BackendError", "ImageExtent", "NotAble", "Replacement", "Session"]
+__all__ = [
+    "Abilities",
+    "Backend",
+    "BackendDown",
+    "BackendError",
+    "ImageError",
+    "ImageExtent",
+    "NotAble",
+    "Replacement",
+    "Session",
+    "coalesced",
+]
 
 
-class BackendError(HexzError):
+class ImageError(HexzError):
+    """Trouble with what is behind an image: `where` it is concerns the log alone, `reason` is for everybody."""
+
+    def __init__(self, where: str, reason: str) -> None:
+        super().__init__(f"{where}: {reason}")
+        self.where = where
+        self.reason = reason
+
+
+class BackendError(ImageError):
     """The image's own storage said no, or something that makes no sense."""
 
     http_status = 502

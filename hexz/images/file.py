@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import secrets
 import stat
@@ -13,6 +14,8 @@ from hexz.errors import NoSuchSnapshot, StorageError
 from hexz.images.backend import Abilities, Backend, BackendError, ImageExtent, Replacement, Session
 
 __all__ = ["FileBackend"]
+
+log = logging.getLogger("hexz.images")
 
 PIECE = 64 << 10
 DEFAULT_BLOCK = 4096
@@ -43,9 +46,10 @@ class FileBackend(Backend):
         try:
             file = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         except FileNotFoundError:
-            raise NoSuchSnapshot(f"{self._path}: there is no such file") from None
+            log.warning("%s: the image's file is missing", self._path)
+            raise NoSuchSnapshot("the image's file is missing") from None
         except OSError as error:
-            raise NotRaw(f"{self._path}: {error.strerror}") from error
+            raise NotRaw(self._path, error.strerror or str(error)) from error
         try:
             return FileSession(self._path, file, self._read_only)
         except BaseException:
@@ -59,9 +63,9 @@ class FileSession(Session):
     def __init__(self, path: str, file: int, read_only: bool) -> None:
         status = os.fstat(file)
         if not stat.S_ISREG(status.st_mode):
-            raise NotRaw(f"{path}: not a regular file")
+            raise NotRaw(path, "not a regular file")
         if os.pread(file, 4, 0) == QCOW2_MAGIC:
-            raise NotRaw(f"{path}: a qcow2 image: export it with qemu-nbd and register backend nbd instead")
+            raise NotRaw(path, "a qcow2 image: export it with qemu-nbd and register backend nbd instead")
         self._path = path
         self._file = file
         self.size = status.st_size
@@ -136,7 +140,7 @@ class _Aside(Replacement):
                 with contextlib.suppress(PermissionError):  # only root may; the data is what counts
                     os.fchown(self._file, old.st_uid, old.st_gid)
         except OSError as error:
-            raise FileFull(f"{path}: cannot write beside it: {error.strerror}") from error
+            raise FileFull(path, f"cannot write beside it: {error.strerror}") from error
 
     def write(self, data: memoryview) -> None:
         try:
@@ -144,8 +148,8 @@ class _Aside(Replacement):
                 data = data[os.write(self._file, data) :]
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                raise FileFull(f"{self._path}: {error.strerror}") from error
-            raise BackendError(f"{self._path}: {error.strerror}") from error
+                raise FileFull(self._path, error.strerror or str(error)) from error
+            raise BackendError(self._path, error.strerror or str(error)) from error
 
     def commit(self, flush: bool) -> None:
         assert self._aside is not None

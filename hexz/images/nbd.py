@@ -12,7 +12,7 @@ from typing import NamedTuple
 from hexz.errors import BadRequest
 from hexz.images.backend import Abilities, Backend, BackendDown, ImageExtent, Session
 from hexz.images.nbd_client import NbdConnection, NbdFault, joined
-from hexz.images.nbd_wire import NbdAddress
+from hexz.images.nbd_wire import NbdAddress, place
 from hexz.protocol.nbd.constants import CAN_MULTI_CONN, STATE_HOLE, STATE_ZERO
 
 __all__ = ["NbdBackend"]
@@ -38,6 +38,7 @@ class NbdBackend(Backend):
         self, address: NbdAddress, export: str = "", bitmap: str | None = None, read_only: bool = False
     ) -> None:
         self._address = address
+        self.where = place(address)
         self._export = export
         self._bitmap = bitmap
         self._read_only = read_only
@@ -110,7 +111,7 @@ class NbdBackend(Backend):
                 self.drop(idle.connection)
         lost, self._lost = self._lost, False
         if lost:
-            raise BackendDown(f"{connection.where}: a connection broke with unflushed writes: write them again")
+            raise BackendDown(connection.where, "a connection broke with unflushed writes: write them again")
 
     def close(self) -> None:
         """Close the idle connections."""
@@ -139,7 +140,7 @@ class NbdSession(Session):
         """The connection for one request; after any trouble but an orderly error it is dropped."""
         connection = self._connection
         if connection is None:
-            raise BackendDown("the connection to the NBD server broke before")
+            raise BackendDown(self._backend.where, "the connection broke before")
         try:
             yield connection
         except (NbdFault, BadRequest):

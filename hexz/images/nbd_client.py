@@ -53,7 +53,7 @@ class NbdFault(BackendError):
 
     def __init__(self, where: str, errno: int, text: str = "") -> None:
         name = NAMES.get(errno, str(errno))
-        super().__init__(f"{where}: the NBD server answered {name}{': ' + text if text else ''}")
+        super().__init__(where, f"the NBD server answered {name}{': ' + text if text else ''}")
         self.errno = errno
         if errno == nbd.NBD_ENOSPC:
             self.http_status = 507
@@ -318,7 +318,7 @@ class NbdConnection:
             self._due = 0
             raise fault
         # More replies would follow, which nobody wants: the connection cannot be used again.
-        raise BackendError(str(fault))
+        raise BackendError(self.where, fault.reason)
 
 
 def joined(parts: Sequence[StatusExtent], others: Sequence[StatusExtent]) -> Iterator[tuple[int, int, int]]:

@@ -70,7 +70,7 @@ def negotiate(wire: Wire, export: str, bitmap: str | None = None) -> Export:
     query = b"".join((_counted(export), struct.pack(">HH", 1, nbd.INFO_BLOCK_SIZE)))
     infos = _ask(wire, nbd.OPT_GO, query)
     if infos is None:
-        raise BackendError(f"{wire.where}: the NBD server has no export {export!r}, or refuses it")
+        raise BackendError(wire.where, f"the NBD server has no export {export!r}, or refuses it")
     return _export(wire, infos, structured, contexts)
 
 

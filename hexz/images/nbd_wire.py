@@ -9,7 +9,7 @@ from typing import NoReturn, Union
 
 from hexz.images.backend import BackendDown, BackendError
 
-__all__ = ["NbdAddress", "Wire"]
+__all__ = ["NbdAddress", "Wire", "place"]
 
 CONNECT_S = 10.0
 REPLY_S = 60.0
@@ -20,6 +20,11 @@ HEAD = 28
 
 NbdAddress = Union[str, "tuple[str, int]"]
 """The path of a unix socket, or host and port."""
+
+
+def place(address: NbdAddress) -> str:
+    """The address in words."""
+    return address if isinstance(address, str) else f"{address[0]}:{address[1]}"
 
 
 class Wire:
@@ -33,11 +38,11 @@ class Wire:
         self._early = b""
         """Bytes that came before they were asked for, fewer than twice `HEAD`."""
         self._head = memoryview(bytearray(HEAD))
-        self.where = address if isinstance(address, str) else f"{address[0]}:{address[1]}"
+        self.where = place(address)
         try:
             self._sock = _connect(address)
         except OSError as error:
-            raise BackendDown(f"{self.where}: cannot connect to the NBD server: {error.strerror or error}") from error
+            raise BackendDown(self.where, f"cannot connect to the NBD server: {error.strerror or error}") from error
 
     def send(self, *parts: bytes | memoryview) -> None:
         """Send all parts.  Raises: BackendDown."""
@@ -50,9 +55,9 @@ class Wire:
                 if views:
                     views[0] = views[0][sent:]
         except BlockingIOError:
-            raise BackendDown(f"{self.where}: the NBD server took nothing for {REPLY_S:g} s") from None
+            raise BackendDown(self.where, f"the NBD server took nothing for {REPLY_S:g} s") from None
         except OSError as error:
-            raise BackendDown(f"{self.where}: the NBD server is gone: {error.strerror or error}") from error
+            raise BackendDown(self.where, f"the NBD server is gone: {error.strerror or error}") from error
 
     def fill(self, into: memoryview) -> None:
         """Receive as many bytes as `into` has.  Raises: BackendDown."""
@@ -77,11 +82,11 @@ class Wire:
         try:
             got = self._sock.recv_into(into, 0, flags)
         except BlockingIOError:
-            raise BackendDown(f"{self.where}: the NBD server was silent for {REPLY_S:g} s") from None
+            raise BackendDown(self.where, f"the NBD server was silent for {REPLY_S:g} s") from None
         except OSError as error:
-            raise BackendDown(f"{self.where}: the NBD server does not answer: {error.strerror or error}") from error
+            raise BackendDown(self.where, f"the NBD server does not answer: {error.strerror or error}") from error
         if not got:
-            raise BackendDown(f"{self.where}: the NBD server hung up")
+            raise BackendDown(self.where, "the NBD server hung up")
         return got
 
     def skip(self, length: int) -> None:
@@ -91,7 +96,7 @@ class Wire:
 
     def broken(self, what: str) -> NoReturn:
         """The server does not keep to the protocol.  Raises: BackendError."""
-        raise BackendError(f"{self.where}: the NBD server {what}")
+        raise BackendError(self.where, f"the NBD server {what}")
 
     def silent(self) -> bool:
         """Nothing waits to be read: between requests, the server has neither hung up nor lost its way."""

@@ -38,7 +38,7 @@ class OverlayBackend(Backend):
         """A session; the first one opens the overlay, or makes it."""
         with self._lock:
             if self._closed:
-                raise BackendDown(f"{self._path}: the image was taken out of service")
+                raise BackendDown(self._path, "the image was taken out of service")
             if self._store is None:
                 self._lease, self._stream = self._open_stream()
                 try:

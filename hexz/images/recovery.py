@@ -6,7 +6,7 @@ import logging
 import os
 import zlib
 
-from hexz.errors import HexzError
+from hexz.images.backend import ImageError
 from hexz.images.blockmap import ZERO_SLOT, BlockMap, Run
 from hexz.images.journal import (
     HEAD_SIZE,
@@ -30,7 +30,7 @@ MAX_RUNS = 1 << 20
 MAX_JOURNAL = HEAD_SIZE + 8 * MAX_RUNS * RECORD_SIZE
 
 
-class OverlayError(HexzError):
+class OverlayError(ImageError):
     """An overlay's files are damaged, in use, or lie over another snapshot."""
 
     exit_status = 65
@@ -43,12 +43,12 @@ def read_journal(path: str) -> tuple[Head, int, list[Record]]:
     """
     with open(path + JOURNAL_SUFFIX, "rb") as file:
         if os.fstat(file.fileno()).st_size > MAX_JOURNAL:
-            raise OverlayError(f"{path}{JOURNAL_SUFFIX}: larger than any overlay's journal")
+            raise OverlayError(path + JOURNAL_SUFFIX, "larger than any overlay's journal")
         data = file.read()
     try:
         head = parse_head(data)
     except JournalError as error:
-        raise OverlayError(f"{path}{JOURNAL_SUFFIX}: {error}") from None
+        raise OverlayError(path + JOURNAL_SUFFIX, str(error)) from None
     seed = record_seed(data)
     return head, seed, parse_records(data[HEAD_SIZE:], head, seed)
 

@@ -18,7 +18,7 @@ import threading
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 
-from hexz.errors import HexzError
+from hexz.images.backend import ImageError
 from hexz.images.blockmap import ZERO_SLOT, BlockMap, Run, SlotRun, Slots
 from hexz.images.journal import HEAD_SIZE, RECORD_SIZE, Head, build_head, build_mark, build_record, record_seed
 from hexz.images.recovery import JOURNAL_SUFFIX, MAX_RUNS, OverlayError, read_journal, replay
@@ -39,7 +39,7 @@ ReadBase = Callable[[int, int], Sequence[memoryview]]
 """Views that tile (offset, length) of the stream below."""
 
 
-class OverlayFull(HexzError):
+class OverlayFull(ImageError):
     """The overlay's quota, its map or its file system has no room."""
 
     http_status = 507
@@ -78,18 +78,18 @@ class OverlayStore:
         try:
             fcntl.flock(self._data, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise OverlayError(f"{self.path}: another process has this overlay open") from None
+            raise OverlayError(self.path, "another process has this overlay open") from None
 
     def _recover(self, wanted: Head) -> tuple[Head, BlockMap]:
         try:
             found, _, records = read_journal(self.path)
         except FileNotFoundError:
             if os.fstat(self._data).st_size:
-                raise OverlayError(f"{self.path}: has data, but its journal {self.path}{JOURNAL_SUFFIX} is missing") \
-                    from None  # fmt: skip
+                raise OverlayError(self.path, f"it has data, but its journal, *{JOURNAL_SUFFIX}, is missing") from None
             return wanted, BlockMap()
         if (found.etag, found.size) != (wanted.etag, wanted.size):
-            raise OverlayError(f"{self.path}: this overlay was made over other bytes ({found.snapshot})")
+            log.error("%s: made over %s", self.path, found.snapshot)
+            raise OverlayError(self.path, "this overlay was made over other bytes")
         head = wanted._replace(block_size=found.block_size)
         return head, replay(self.path, records, self._data, head.block_size)
 
@@ -173,7 +173,7 @@ class OverlayStore:
     def _read_slots(self, position: int, length: int) -> memoryview:
         data = os.pread(self._data, length, position)
         if len(data) < length:
-            raise OverlayError(f"{self.path}: the data file is shorter than its map says")
+            raise OverlayError(self.path, "the data file is shorter than its map says")
         return memoryview(data)
 
     def write(self, offset: int, data: memoryview) -> None:
@@ -269,9 +269,9 @@ class OverlayStore:
         if self._over_quota(count):
             self._flush()  # frees what was overwritten
             if self._over_quota(count):
-                raise OverlayFull(f"{self.path}: the quota of {self.quota} bytes is used up")
+                raise OverlayFull(self.path, f"the quota of {self.quota} bytes is used up")
         if len(self._map) >= MAX_RUNS:
-            raise OverlayFull(f"{self.path}: its map has {MAX_RUNS} runs, which is the most")
+            raise OverlayFull(self.path, f"its map has {MAX_RUNS} runs, which is the most")
 
     def _over_quota(self, count: int) -> bool:
         return bool(self.quota) and (self._slots.in_use + count) * self.block_size > self.quota
@@ -279,7 +279,7 @@ class OverlayStore:
     def _append(self, records: list[tuple[Run, int]]) -> None:
         """Make `records` part of the journal, then of the map; called with _writing."""
         if self._broken:
-            raise OverlayError(f"{self.path}: writing its journal failed before; it is read-only until it is reopened")
+            raise OverlayError(self.path, "writing its journal failed before; it is read-only until it is reopened")
         end = HEAD_SIZE + self._records * RECORD_SIZE
         data = b"".join(build_record(run, crc, self._seed) for run, crc in records)
         try:
@@ -308,7 +308,7 @@ class OverlayStore:
 
     def _flush(self) -> None:
         if self._broken:
-            raise OverlayError(f"{self.path}: writing its journal failed before; reopen it")
+            raise OverlayError(self.path, "writing its journal failed before; reopen it")
         try:
             if self._records > max(COMPACT_AT, 4 * len(self._map)):
                 self._start_journal()
@@ -341,7 +341,7 @@ class OverlayStore:
 def _full(path: str, error: OSError) -> OSError | OverlayFull:
     """`error` itself, unless it says that there is no room."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return OverlayFull(f"{path}: {error.strerror}")
+        return OverlayFull(path, error.strerror or str(error))
     return error
 
 

@@ -11,8 +11,9 @@ from __future__ import annotations
 import contextlib
 import logging
 
-from hexz.errors import HexzError
+from hexz.errors import BlockError, HexzError, SnapshotError, StorageError
 from hexz.images import checksum
+from hexz.images.backend import ImageError
 from hexz.images.registry import Busy, NoSuchImage, Registry
 from hexz.metrics import Purpose
 from hexz.metrics.words import OTHER
@@ -63,7 +64,7 @@ class ImagesApplication:
             if error.http_status >= 500:
                 log.warning("%s: %s: %s", request.peer, request.head.target, error)
             retry = (("Retry-After", str(RETRY_AFTER_S)),) if error.http_status == 503 else ()
-            response = json_answer({"error": str(error)}, error.http_status, *retry)
+            response = json_answer({"error": _told(error)}, error.http_status, *retry)
         except OSError as error:
             log.warning("%s: %s: %s", request.peer, request.head.target, error)
             response = json_answer({"error": "the system failed"}, 500)
@@ -83,6 +84,15 @@ class ImagesApplication:
         if not image.admits(_token(request)):
             raise Refusal(401, "this image needs its token", ("WWW-Authenticate", 'Bearer realm="images"'))
         return resource(image, request).respond()
+
+
+def _told(error: HexzError) -> str:
+    """What the client is told: where things lie on the server is for the log alone."""
+    if isinstance(error, BlockError):
+        return f"the {error.stream} block at {error.position} is damaged"
+    if isinstance(error, (ImageError, StorageError)):
+        return error.reason
+    return "the snapshot cannot be read" if isinstance(error, SnapshotError) else str(error)
 
 
 def _token(request: Request) -> str | None:

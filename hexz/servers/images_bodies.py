@@ -71,7 +71,7 @@ class SessionSource:
             self._pieces = self._session.read(offset, self._stop - offset)
             views = next(self._pieces, None)
         if not views:
-            raise BackendError("the image's storage sent less than it should")
+            raise BackendError("image", "its storage sent less than it should")
         self._views = list(views)
         self._start = offset
         self._end = self._next = offset + sum(len(view) for view in views)

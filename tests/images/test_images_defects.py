@@ -514,3 +514,31 @@ def test_defect_15_an_end_lets_downloads_finish(tmp_path: Path, snapshots: Path)
         assert begin + answer.read() == content
         connection.close()
         assert house.server.process.wait(DEADLINE_S) == 0
+
+
+def test_a_file_that_is_gone_or_is_no_raw_image_is_told(house: House) -> None:
+    path = raw_image(house, "gone")
+    path.unlink()
+    assert error_of(house.ask("GET", "/gone")) == (404, "the image's file is missing")
+    path.write_bytes(b"QFI\xfb" + bytes(1000))
+    code, reason = error_of(house.ask("GET", "/gone"))
+    assert code == 500 and "export it with qemu-nbd" in reason
+    path.unlink()
+    os.mkfifo(path)
+    assert error_of(house.ask("GET", "/gone")) == (500, "not a regular file")
+
+
+def test_overlays_say_why_they_cannot_be_opened(house: House) -> None:
+    path = house.files / "lost"
+    house.register("lost", backend="overlay", snapshot="old", file=str(path), idle_timeout_seconds=1)
+    assert house.ask("PATCH", "/lost", b"x", {"Range": "bytes=0-0"})[0] == 200
+    house.register("again", backend="overlay", snapshot="old", file=str(path))
+    assert error_of(house.ask("GET", "/again")) == (500, "another process has this overlay open")
+    house.register("lost", backend="overlay", snapshot="big", file=str(path))
+    deadline = time.monotonic() + DEADLINE_S
+    while (answer := error_of(house.ask("GET", "/lost"))) != (500, "this overlay was made over other bytes"):
+        assert time.monotonic() < deadline, answer
+    house.register("none", backend="overlay", snapshot="nothing", file=str(house.files / "none"))
+    assert house.ask("GET", "/none")[0] == 404
+    house.register("small", backend="overlay", snapshot="old", file=str(house.files / "small"), quota=131072)
+    assert house.ask("PUT", "/small", samples.image(SIZE, seed=70))[0] == 507
