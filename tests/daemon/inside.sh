@@ -91,6 +91,21 @@ activates() {
     curl -sSf --unix-socket /run/hexz-serve-snap.http.sock http://localhost/healthz
 }
 
+lets_no_client_wait_for_a_damaged_file() {
+    head -c 9000 /dev/zero >/var/lib/hexz-serve/snap.hxz
+    systemctl start hexz-serve-http@snap.socket
+    status=0
+    curl -sS --max-time 60 --unix-socket /run/hexz-serve-snap.http.sock http://localhost/disk || status=$?
+    [ $status != 0 ] && [ $status != 28 ] # hung up on, and not after a minute
+    until [ "$(say ActiveState hexz-serve-http@snap.socket)" = failed ]; do sleep 0.05; done
+    say StatusText hexz-serve-activated@snap | grep 'the header is all zeros'
+    [ "$(say ExecMainStatus hexz-serve-activated@snap)" = 65 ]
+    cp "$snapshot" /var/lib/hexz-serve/snap.hxz
+    systemctl reset-failed 'hexz-serve*@snap.*'
+    systemctl start hexz-serve-http@snap.socket
+    curl -sSf --unix-socket /run/hexz-serve-snap.http.sock http://localhost/disk | cmp - "$raw"
+}
+
 reloads() {
     systemctl start hexz-serve@snap
     before=$(curl -sfI http://127.0.0.1:8080/disk | grep -i etag)
