@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -66,8 +67,9 @@ class Host:
         )
         for pid in pids:
             for fd in Path(f"/proc/{pid}/fd").iterdir():
-                if os.readlink(fd) == f"socket:[{inode}]":
-                    return pid
+                with contextlib.suppress(FileNotFoundError):  # closed since it was listed
+                    if os.readlink(fd) == f"socket:[{inode}]":
+                        return pid
         raise AssertionError(f"nobody of {pids} listens on {port}")
 
     def stop_all(self) -> None:
@@ -198,19 +200,19 @@ def test_the_temporary_folder_is_next_in_line(host: Host, snapshot_file: Path) -
 def test_closed_standard_descriptors_become_nobody_elses(host: Host, snapshot_file: Path, tmp_path: Path) -> None:
     path = tmp_path / "http"
     start = f"{sys.executable} {ROOT}/hexz_serve.py --http-socket {path} --pid-file {tmp_path}/own.pid"
+    own = tmp_path / "own.pid"
     for detached in ("--daemon", ""):
         shell = f"{start} {detached} {snapshot_file} <&- >&- 2>&-"
         with subprocess.Popen(["sh", "-c", shell], env=host.environment) as started:
-            wait_until(path.is_socket)
-            wait_until(lambda: (tmp_path / "own.pid").read_text().strip())
-            pid = int((tmp_path / "own.pid").read_text())
+            wait_until(lambda: path.is_socket() and own.exists() and own.read_text().strip())
+            pid = int(own.read_text())
             opened = [os.readlink(f"/proc/{pid}/fd/{number}") for number in range(3)]
             assert not [name for name in opened if name.startswith("socket:")], opened
             with socket.socket(socket.AF_UNIX) as client:
                 client.connect(str(path))
                 client.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
                 assert client.recv(1000).startswith(b"HTTP/1.1 200 ")
-            assert host.command("--stop", "--pid-file", tmp_path / "own.pid").returncode == 0
+            assert host.command("--stop", "--pid-file", own).returncode == 0
             assert started.wait(DEADLINE_S) == 0
 
 

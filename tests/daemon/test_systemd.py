@@ -23,25 +23,29 @@ EXPOSURE = {"hexz-serve@.service": 0.9, "hexz-serve-activated@.service": 0.2}
 
 @pytest.fixture(scope="module")
 def units(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The installed units as instances of x."""
+    """The installed units as instances of x, those for one user in the folder user."""
     need("systemd-analyze", "systemd")
     image = tmp_path_factory.mktemp("image")
     run("make", "-s", "install", f"DESTDIR={image}", "PREFIX=/usr", cwd=ROOT)
     folder = tmp_path_factory.mktemp("units")
-    for unit in (image / "usr/lib/systemd/system").iterdir():
-        text = unit.read_text().replace("/usr/lib/hexz-serve", f"{image}/usr/lib/hexz-serve")
-        (folder / unit.name.replace("@.", "@x.")).write_text(text.replace(f"file:{image}", "file:"))
+    for kind in ("system", "user"):
+        (folder / kind).mkdir()
+        for unit in (image / "usr/lib/systemd" / kind).iterdir():
+            text = unit.read_text().replace("/usr/lib/hexz-serve", f"{image}/usr/lib/hexz-serve")
+            (folder / kind / unit.name.replace("@.", "@x.")).write_text(text.replace(f"file:{image}", "file:"))
     return folder
 
 
-def test_units_are_valid(units: Path) -> None:
-    done = run("systemd-analyze", "verify", "--man=no", *sorted(units.iterdir()))
+@pytest.mark.parametrize("kind", ["system", "user"])
+def test_units_are_valid(units: Path, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    done = run("systemd-analyze", f"--{kind}", "verify", "--man=no", *sorted((units / kind).iterdir()))
     assert done.stdout + done.stderr == ""
 
 
 @pytest.mark.parametrize("unit", EXPOSURE)
 def test_exposure(units: Path, unit: str) -> None:
-    path = units / unit.replace("@.", "@x.")
+    path = units / "system" / unit.replace("@.", "@x.")
     done = run("systemd-analyze", "security", "--offline=true", "--no-pager", path, check=False)
     found = re.search(r"exposure level for \S+: ([0-9.]+)", done.stdout)
     assert found is not None, done.stdout + done.stderr
