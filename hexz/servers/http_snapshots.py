@@ -110,8 +110,11 @@ class CatalogApplication:
         self, head: RequestHead, lease: Lease, contents: Contents, valid: Callable[[], bool] | None = None
     ) -> Response:
         source, size, content_type, etag = contents
-        named = head.query and parse_qs(head.query).get("v") == [etag]
-        kept = IMMUTABLE if named else REVALIDATE
+        versions = parse_qs(head.query).get("v") if head.query else None
+        if versions is not None and versions != [etag]:
+            lease.release()
+            raise NoSuchSnapshot("the content that v= names is not served here now")
+        kept = REVALIDATE if versions is None else IMMUTABLE
         representation = Representation(
             source, size, content_type, Validators(etag, lease.snapshot.mtime), (kept,), valid
         )

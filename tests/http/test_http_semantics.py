@@ -335,11 +335,14 @@ def test_a_url_with_the_etag_never_changes(client: Client, facts: Reply) -> None
     etag = facts.headers["etag"].strip('"')
     for headers in ({}, {"Range": "bytes=0-9"}, {"If-None-Match": f'"{etag}"'}):
         assert "immutable" in client.ask("GET", f"/disk?v={etag}", headers).headers["cache-control"]
-        for path in ("/disk", "/disk?v=other"):
+        for path in ("/disk", "/disk?x=1"):
             assert client.ask("GET", path, headers).headers["cache-control"] == "no-cache"
-    for path, headers in ((f"/disk?v={etag}", {"Range": "bytes=99999999-"}), ("/nothing", {}), ("/info", {})):
-        reply = client.ask("GET", path, headers)
-        assert (reply.headers["cache-control"], reply.repeated) == ("no-store", ())
+    others = [(f"/{path}?v=other", 404) for path in ("disk", "snap.hxz", "snapshots/dir/files/disk")]
+    for path, status in (*others, (f"/disk?v={etag}&v=other", 404), ("/nothing", 404), ("/info", 200)):
+        reply = client.ask("GET", path)
+        assert (reply.status, reply.headers["cache-control"]) == (status, "no-store")
+    reply = client.ask("GET", f"/disk?v={etag}", {"Range": "bytes=99999999-"})
+    assert (reply.status, reply.headers["cache-control"], reply.repeated) == (416, "no-store", ())
 
 
 def test_clamped_ranges(snapshot_file: object, disk: bytes) -> None:
