@@ -52,7 +52,7 @@ RECEIVE = 16 << 10
 LARGEST_AGAIN = 1 << 20
 """Longest range that the fast path answers, bytes; longer ones go out in pieces."""
 STREAK = 8
-"""A connection that the fast path answered so many times in a row joins the crowd."""
+"""A connection that the fast path answered so many times in a row joins the crowd, unless it is alone."""
 
 
 def _plain_refusal(status: int, message: str, error: RequestError | None) -> Response:
@@ -283,6 +283,8 @@ class HttpConnection:
         """Stay in the crowd as long as it can serve this connection; False when the peer has gone."""
         self._streak = 0
         if self._crowd is None or self._receiver.buffer or self._connection.summoned:
+            return True
+        if not self._crowd.has_company(self):
             return True
         member = Member(self._sock, again, self._counting, self._told)
         self._crowd.stay(member, self._connection.listener.summons)

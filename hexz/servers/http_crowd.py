@@ -32,6 +32,8 @@ LARGEST = 128 << 10
 RECEIVE = 16 << 10
 SWEEP_S = 5.0
 """How often members that have been idle for too long are looked for."""
+COMPANY_S = 1.0
+"""Connections with streaks so close together are on them at once, seconds."""
 SUMMONED_S = 0.01
 """How often members that came in the moment of the summons are sent home."""
 _END = b"\r\n\r\n"
@@ -119,6 +121,14 @@ class Crowd:
         self._members: dict[int, Member] = {}  # by descriptor; taken out by the crowd's thread only
         self._lock = threading.Lock()
         self._epoll: select.epoll | None = None  # made under _lock, not before there is need: descriptors are scarce
+        self._last: tuple[object, float] = (None, 0.0)  # who was on a streak last, and when
+
+    def has_company(self, who: object) -> bool:
+        """Whether `who`, which is on a streak, would not be alone: one connection does better in its own thread."""
+        now = time.monotonic()
+        last, since = self._last
+        self._last = (who, now)
+        return bool(self._members) or (last is not who and now - since < COMPANY_S)
 
     def stay(self, member: Member, summons: Summons | None) -> None:
         """Let the crowd serve `member`; returns when it has gone home, which all do when the `summons` is called."""

@@ -18,13 +18,14 @@ RANGED = {"Range": "bytes=10-19"}
 
 
 def join_crowd(client: Client, server: Serving) -> None:
-    """Ask until the crowd has the connection."""
-    for _ in range(STREAK + 2):
-        assert client.ask("GET", "/disk", RANGED).status == 206
-    deadline = time.monotonic() + 10
-    while not is_member(client, server):
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
+    """Ask until the crowd has the connection, in company: a connection alone does not join."""
+    deadline = time.monotonic() + 30
+    with server.client() as company:
+        while not is_member(client, server):
+            assert time.monotonic() < deadline
+            for asking in (company, client):
+                for _ in range(STREAK + 2):
+                    assert asking.ask("GET", "/disk", RANGED).status == 206
 
 
 def is_member(client: Client, server: Serving) -> bool:
@@ -117,6 +118,13 @@ def test_idle_members_end(snapshot_file: Path, monkeypatch: pytest.MonkeyPatch) 
     with serving({"snap": snapshot_file}) as server, server.client() as client:
         join_crowd(client, server)
         assert client.ended()
+
+
+def test_a_connection_alone_stays_in_its_thread(snapshot_file: Path) -> None:
+    with serving({"snap": snapshot_file}) as server, server.client() as client:
+        for _ in range(5 * STREAK):
+            assert client.ask("GET", "/disk", RANGED).status == 206
+            assert not is_member(client, server)
 
 
 def test_stopping_ends_the_crowd(snapshot_file: Path) -> None:
