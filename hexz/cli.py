@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from hexz.assembly import assemble, open_catalog
 from hexz.catalog import Catalog
 from hexz.config import Settings, parse_arguments
+from hexz.daemon.asking import ask_daemon, control_socket_of
 from hexz.daemon.detach import Readiness, Report, detach, fill_standard_descriptors
 from hexz.daemon.logs import set_up_logging
 from hexz.daemon.pidfile import PidFile, running_pid, stop_running
@@ -76,8 +77,7 @@ def _ask_running(settings: Settings) -> int:
     path = options.pid_file or default_pid_file(options.port)
     pid = running_pid(path) if path is not None else None
     if options.status:
-        print(f"running, pid {pid}" if pid else "not running")
-        return 0 if pid else NOT_RUNNING
+        return _print_status(options.control, pid)
     if path is None or pid is None:
         print("not running")
     elif not stop_running(path, options.drain_timeout + STOP_MARGIN_S):
@@ -85,6 +85,20 @@ def _ask_running(settings: Settings) -> int:
     else:
         print(f"stopped, pid {pid}")
     return 0
+
+
+def _print_status(control: str | None, pid: int | None) -> int:
+    """Whether the daemon runs, and how it does if it has a control socket."""
+    path = control or (control_socket_of(pid) if pid else None)
+    facts = {}
+    if path is not None:
+        try:
+            facts = ask_daemon(path)
+        except HexzError as error:
+            print(f"hexz-serve: {error}", file=sys.stderr)
+    pid = facts.get("pid", pid)
+    print("\n".join([f"running, pid {pid}" if pid else "not running", *facts.get("status", [])]))
+    return 0 if pid else NOT_RUNNING
 
 
 def _serve(settings: Settings, readiness: Readiness, notifier: Notifier) -> int:

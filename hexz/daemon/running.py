@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import threading
 import time
@@ -13,6 +14,7 @@ from hexz.catalog import Catalog
 from hexz.daemon.lifecycle import Lifecycle
 from hexz.daemon.systemd import Notifier
 from hexz.errors import HexzError
+from hexz.metrics.summary import summary_lines
 from hexz.protocol.nydus.machine import State
 from hexz.servers.base import Front
 from hexz.units import format_size
@@ -115,7 +117,8 @@ class Running:
             self._reloading.start()
         if self._summarise:
             self._summarise = False
-            log.info("status: %s", self.summary())
+            for line in self.status():
+                log.info("status: %s", line)
 
     def _reload_all(self) -> None:
         self._notifier.reloading()
@@ -151,7 +154,13 @@ class Running:
             "connections": self._connections(),
             "listeners": self.urls(),
             "default": self._catalog.default,
+            "pid": os.getpid(),
+            "status": self.status(),
         }
+
+    def status(self) -> list[str]:
+        """Some lines for people: the summary, and the figures that matter."""
+        return [self.summary(), *summary_lines(self._catalog.context.metrics.collect())]
 
     def summary(self) -> str:
         """One line for people: what is served, where, and how the cache does."""

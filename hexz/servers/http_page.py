@@ -25,22 +25,25 @@ table{border-collapse:collapse;width:100%}td{padding:.25rem .75rem .25rem 0;vert
 td.size{text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums}td.wide{width:45%}
 .bar{height:.5rem;border-radius:.25rem;background:var(--line);overflow:hidden}
 .bar i{display:block;height:100%;background:var(--bar)}
-a{color:var(--bar)}footer{color:var(--soft);font-size:.85rem;margin-top:2rem}
+a{color:var(--bar)}footer{color:var(--soft);font-size:.85rem;margin-top:2rem}article footer{margin-top:.5rem}
 """
 
 
-def index_page(snapshots: list[dict[str, Any]]) -> str:
-    """The page for the list that ``/snapshots`` gives."""
-    cards = "".join(map(_card, snapshots)) or "<p>No snapshot is served.</p>"
+def index_page(snapshots: list[dict[str, Any]], notes: dict[str, str]) -> str:
+    """The page for the list that ``/snapshots`` gives, with a line about each by its name."""
+    cards = "".join(_card(snapshot, notes.get(snapshot["name"], "")) for snapshot in snapshots)
+    if not cards:
+        cards = "<p>No snapshot is served.</p>"
     return (
         "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
         f"<title>hexz-serve</title><style>{_STYLE}</style>"
         f"<h1>hexz-serve <small>{len(snapshots)} snapshot{'s' * (len(snapshots) != 1)}</small></h1>{cards}"
-        f"<footer>hexz-serve {escape(__version__)} &middot; <a href='/snapshots'>JSON</a></footer></html>"
+        f"<footer>hexz-serve {escape(__version__)} &middot; <a href='/snapshots'>JSON</a> &middot; "
+        "<a href='/metrics'>metrics</a></footer></html>"
     )
 
 
-def _card(snapshot: dict[str, Any]) -> str:
+def _card(snapshot: dict[str, Any], note: str) -> str:
     marks = [name for name in ("default", "thin", "encrypted", "archive") if snapshot[name]]
     tags = "".join(f"<span class=tag>{mark}</span>" for mark in (snapshot["compression"], *marks))
     largest = max([snapshot["file_size"], *(s["size"] for s in snapshot["streams"].values())]) or 1
@@ -52,7 +55,7 @@ def _card(snapshot: dict[str, Any]) -> str:
         files = f"<a href='{escape(base, quote=True)}/files/'>files</a> &middot; "
     return (
         f"<article><h2>{escape(snapshot['name'])}{tags}</h2><table>{''.join(rows)}</table>"
-        f"{files}<a href='{escape(snapshot['info'], quote=True)}'>facts</a></article>"
+        f"{files}<a href='{escape(snapshot['info'], quote=True)}'>facts</a><footer>{escape(note)}</footer></article>"
     )
 
 

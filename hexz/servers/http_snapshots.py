@@ -13,6 +13,7 @@ from hexz.format.metadata import ArchivedFile
 from hexz.metrics import Purpose
 from hexz.metrics.process import process_figures
 from hexz.metrics.prometheus import CONTENT_TYPE, exposition
+from hexz.metrics.summary import snapshot_line
 from hexz.metrics.words import EXTENTS, INFO, LIST, READ
 from hexz.protocol.http.conditions import Validators
 from hexz.protocol.http.head import RequestError, RequestHead
@@ -211,7 +212,9 @@ class CatalogApplication:
         names = self._names()
         if "text/html" not in head.headers.get("accept", ""):
             return json_response({"snapshots": names}, headers=(("Vary", "Accept"),))
-        body = index_page(names).encode()
+        found = self._catalog.context.metrics.collect().snapshots
+        notes = {name: snapshot_line(figures) for name, figures in found.items()}
+        body = index_page(names, notes).encode()
         headers = (
             ("Content-Type", "text/html; charset=utf-8"),
             VOLATILE,
