@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 JOBS ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint venv bench check-load check-kernel clean install uninstall
+.PHONY: help run test lint venv bench check-load check-kernel check-s3 clean install uninstall
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -46,6 +46,9 @@ bench: $(VENV)/.bench ## compare with other servers side by side; tables, JSON a
 
 check-load: $(VENV)/.test ## 2,250 HTTP connections at once, good and bad: what the good ones wait, and the memory (80 s)
 	@$(BIN)/python -m tests.http.load
+
+check-s3: $(VENV)/.test ## the reading part of a public S3 test suite, fetched from the package index (30 s)
+	@$(BIN)/python -m tests.s3.conformance
 
 check-kernel: $(VENV)/.test ## boot a throw-away Linux guest whose kernel attaches, compares and mounts NBD exports (30 s)
 	@$(BIN)/python -m tests.kernel.check

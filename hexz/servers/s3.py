@@ -122,7 +122,7 @@ class S3Application:
                 return document_answer(document(root, content))
         asked = list_request(bucket, parameters)
         objects = Objects(lease)
-        after = listing.parse_token(asked.token) if asked.token is not None else asked.start or ""
+        after = listing.parse_token(asked.token) if asked.token else asked.start or ""
         page = listing.list_page(objects.keys(), asked.prefix, asked.delimiter, after, asked.limit)
         return document_answer(list_objects(asked, page, [objects.entry(key) for key in page.keys]), region)
 

@@ -24,16 +24,17 @@ from hexz.servers.objects import (
 )
 from hexz.snapshot import Snapshot
 
-__all__ = ["Buckets", "Objects"]
+__all__ = ["Buckets", "BytesSource", "Objects"]
 
 
-class _Bytes:
+class BytesSource:
     """A few bytes in memory."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
 
     def read(self, offset: int, length: int) -> list[bytes]:
+        """A span of them."""
         return [self._data[offset : offset + length]]
 
 
@@ -78,7 +79,7 @@ class Objects:
     def _info(self) -> Contents:
         body = json.dumps(public_facts(self._name, self._snapshot)).encode() + b"\n"
         etag = f"{hashlib.blake2b(body, digest_size=16).hexdigest()}-1"
-        return Contents(_Bytes(body), len(body), "application/json", etag)
+        return Contents(BytesSource(body), len(body), "application/json", etag)
 
     def keys(self) -> list[str]:
         """All keys, sorted."""

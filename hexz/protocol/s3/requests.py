@@ -80,9 +80,6 @@ def list_request(bucket: str, parameters: dict[str, str]) -> ListRequest:
     if kind == "2":
         owner = parameters.get("fetch-owner") == "true"
         token = parameters.get("continuation-token")
-        if token == "":
-            details = (("ArgumentName", "continuation-token"),)
-            raise S3Error("InvalidArgument", "The continuation token provided is incorrect", details)
         return ListRequest(2, bucket, prefix, delimiter, limit, encoded, parameters.get("start-after"), token, owner)
     return ListRequest(1, bucket, prefix, delimiter, limit, encoded, parameters.get("marker"), None, True)
 
