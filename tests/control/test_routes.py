@@ -183,6 +183,33 @@ def test_info_is_what_every_client_decodes(tmp_path: Path, snapshot_file: Path) 
     assert config["hexz"]["path"] == str(snapshot_file)
 
 
+def test_figures_after_known_traffic(daemon: Controlled, disk_image: Path) -> None:
+    data = disk_image.read_bytes()
+    fetched = run(
+        need("curl", "curl"), "-sf", "-o", "/dev/null", "-w", "%{size_download}", f"{daemon.http}/disk"
+    ).stdout
+    assert int(fetched) == len(data)
+    wait_for(lambda: daemon.ask("GET", "/api/v1/metrics?id=/snap").json["data_read"] >= len(data))
+    fs = daemon.ask("GET", "/api/v1/metrics").json
+    assert fs["fop_hits"][4] == 1
+    for key, length in (("fop_hits", 15), ("fop_errors", 15), ("block_count_read", 8), ("read_latency_dist", 8)):
+        assert len(fs[key]) == length
+        for value in fs[key]:
+            count(value)
+    files = daemon.ask("GET", "/api/v1/metrics/files?id=/snap").json
+    assert files["1"]["data_read"] == len(data)
+    pattern = daemon.ask("GET", "/api/v1/metrics/pattern").json
+    assert pattern and all(one["nr_read"] > 0 for one in pattern)
+    backend = daemon.ask("GET", "/api/v1/metrics/backend").json
+    assert backend["read_count"] == sum(backend["read_count_block_size_dist"]) > 0
+    cache = daemon.ask("GET", "/api/v1/metrics/blobcache?id=snap").json
+    assert cache["total"] == 1 and cache["entries_count"] > 0
+    latest = "/api/v1/metrics/files?latest=true"
+    assert daemon.ask("GET", f"{latest}&peek=true").json == daemon.ask("GET", latest).json != []
+    assert daemon.ask("GET", latest).json == []
+    assert daemon.ask("GET", "/api/v1/metrics/files?latest=yes").json == daemon.ask("GET", "/api/v1/metrics/files").json
+
+
 def test_failures_are_events(daemon: Controlled, tmp_path: Path) -> None:
     broken = tmp_path / "broken.hxz"
     broken.write_bytes(b"HEXZ" + bytes(100))
