@@ -85,6 +85,7 @@ class Transmission:
         self._filled = len(received)  # to here
         self._crowd = crowd
         self._streak = Streak(crowd)
+        self._missed = False  # the read at `_start` was just looked for in the cache in vain
         self._ended = False  # written by the crowd's thread while this connection's sleeps
         self._counting = Counting(export.metrics, export.stream, connection.peer)
         self._outbox = Outbox(sock, connection.peer, export.stream, self._chunks, self._counting)
@@ -173,6 +174,7 @@ class Transmission:
         outbox = self._outbox
         going_on = plain = True
         while going_on:
+            self._missed = False
             self._answer_cached(outbox.most, outbox.flush)
             if self._filled - self._start < self._format.size:
                 break
@@ -245,6 +247,7 @@ class Transmission:
                 usual = counting.usual
             views = read_cached(offset, length)
             if views is None or len(views) != 1:
+                self._missed = views is None
                 break
             if chunks is None:
                 head = SIMPLE_REPLY.pack(c.SIMPLE_REPLY_MAGIC, 0, cookie)
@@ -354,7 +357,8 @@ class Transmission:
             return
         flight = counting.departs(request.offset, request.length)
         here = lone and self._stream.block_size <= INLINE_BLOCK
-        if here or not self._is_cold(request) or not self._hand_over(Cold(*read, counting.began, flight)):
+        cold = self._missed or self._is_cold(request)
+        if here or not cold or not self._hand_over(Cold(*read, counting.began, flight)):
             before = counting.mark()
             self._outbox.put_read(read)
             counting.landed(flight)

@@ -8,7 +8,6 @@ that the server was just started; the kernel has the files in memory for everybo
 from __future__ import annotations
 
 import json
-import random
 import re
 import resource
 import shutil
@@ -30,6 +29,8 @@ from tests.benchmarks.report import Row
 ROOT = Path(__file__).resolve().parents[2]
 IMAGE_BYTES = 256 << 20
 BLOCK_BYTES = 64 << 10
+SECTORS = 4096
+ROOTS = [Path("/usr/bin"), Path("/usr/lib"), Path("/usr/share")]
 IDLE_CONNECTIONS = 1000
 START_S = 10.0
 ROUNDS = 3
@@ -49,16 +50,18 @@ class Files(NamedTuple):
 
 
 def make_files(folder: Path) -> Files:
-    """An image half noise and half words, with no zeros: every read costs the same."""
+    """An image with what disks hold: the programs, libraries and texts of this machine, file after file."""
     files = Files(*(folder / name for name in ("image.raw", "lz4.hxz", "zstd.hxz", "image.qcow2")))
-    source = random.Random(5)
-    words = [bytes(source.choices(b"abcdefghijklmnopqrstuvwxyz", k=source.randint(2, 9))) + b" " for _ in range(2000)]
+    left = IMAGE_BYTES
     with files.raw.open("wb") as out:
-        for _ in range(IMAGE_BYTES // BLOCK_BYTES):
-            if source.random() < 0.5:
-                out.write(source.randbytes(BLOCK_BYTES))
-            else:
-                out.write(b"".join(source.choices(words, k=14000))[:BLOCK_BYTES].ljust(BLOCK_BYTES, b"."))
+        for path in sorted(path for root in ROOTS for path in root.rglob("*")):
+            if left and path.is_file() and not path.is_symlink():
+                content = path.read_bytes()
+                content = (content + bytes(-len(content) % SECTORS))[:left]
+                out.write(content)
+                left -= len(content)
+    if left:
+        raise RuntimeError(f"{' '.join(map(str, ROOTS))} have less than {IMAGE_BYTES >> 20} MiB")
     for path, compression in ((files.lz4, "lz4"), (files.zstd, "zstd")):
         pack(str(files.raw), str(path), compression=compression, block_size=BLOCK_BYTES)
     _quietly(
@@ -174,14 +177,15 @@ def cached_rows(files: Files) -> list[Row]:
         for server in running.values():
             _warm(server)
         for _ in range(ROUNDS):
-            for which, server in running.items():
-                for name, jobs, depth, size, _goal in CACHED:
-                    sequential = ["--rw=read"] if "sequential" in name else []
+            for name, jobs, depth, size, _goal in CACHED:
+                sequential = ["--rw=read"] if "sequential" in name else []
+                for which, server in running.items():
                     figures = _fio(
                         server, jobs, depth, f"--bs={size}", "--time_based", f"--runtime={SECONDS}", *sequential
                     )
                     figure = figures["bytes"] / 1e6 if sequential else figures["iops"]
                     samples.setdefault(name, {}).setdefault(which, []).append(figure)
+            for which, server in running.items():
                 samples.setdefault(COPY, {}).setdefault(which, []).append(_copy(server))
     rows = []
     for name, goal in [*((work[0], work[4]) for work in CACHED), (COPY, 0.0)]:
