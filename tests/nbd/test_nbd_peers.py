@@ -65,6 +65,9 @@ def test_nbdinfo_map_tells_holes_from_data(nbdinfo: str, server: Server, exports
             assert not any(exports.disk[extent["offset"] : at])
     assert at == len(exports.disk)
     assert {extent["type"] for extent in extents} == {0, 3}
+    totals = json.loads(run(nbdinfo, "--map", "--totals", "--json", server.nbd).stdout)
+    zeros = sum(extent["length"] for extent in extents if extent["type"] == 3)
+    assert {total["type"]: total["size"] for total in totals} == {0: at - zeros, 3: zeros}
     parents = json.loads(run(nbdinfo, "--map=hexz:parent", "--json", f"{server.nbd}thin").stdout)
     assert {extent["type"] for extent in parents} == {0, 1}
 
@@ -72,8 +75,9 @@ def test_nbdinfo_map_tells_holes_from_data(nbdinfo: str, server: Server, exports
 @pytest.mark.parametrize(
     ("transport", "options"),
     [
-        ("tcp", []),
-        ("tcp", ["--no-extents"]),
+        ("tcp", ["--connections=1"]),
+        ("tcp", ["--connections=1", "--no-extents"]),
+        ("tcp", ["--connections=4", "--no-extents"]),
         ("tcp", ["--connections=4", "--requests=64"]),
         ("unix", ["--connections=4", "--no-extents", "--request-size=2097152"]),
         ("unix", ["--synchronous"]),
