@@ -27,7 +27,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from hexz.metrics.buckets import latency_bucket, size_bucket
+from hexz.metrics.buckets import LATENCY_BOUNDS, latency_bucket, size_bucket
 from hexz.metrics.figures import (
     NO_LATENCIES,
     NO_SIZES,
@@ -41,49 +41,66 @@ from hexz.metrics.files import FileCounts, share_out, total_ahead, total_storage
 from hexz.metrics.recent import Events, Flights
 from hexz.metrics.words import OK
 
-__all__ = ["MAX_NOTED", "Cell", "Meter", "Metrics", "Purpose", "SnapshotMetrics"]
+__all__ = ["FAST_S", "Cell", "Meter", "Metrics", "Purpose", "SnapshotMetrics"]
 
 MAX_NOTED = 3 * 256
 """Figures that a cell notes before they are counted: three for each batch of requests."""
+FAST_S = LATENCY_BOUNDS[0]
+"""What takes at most so many seconds is in the first bucket."""
 
 
 class Cell:
     """Requests that went well; only one thread at a time may add.
 
-    They are noted first and counted by the hundred, which costs a fraction.
+    Most requests of one client have one size and are fast: those cost two additions.  Others are
+    noted first, and counted by the hundred.  A loop for which even a call is too much may do by
+    itself what the beginning of `add` does.
     """
 
-    __slots__ = ("_meter", "noted")
+    __slots__ = ("_meter", "_noted", "_odd", "fast", "fast_seconds", "usual")
 
     def __init__(self, meter: Meter) -> None:
         self._meter = meter
-        self.noted: list[Any] = []
-        """Size, count and duration of batches one behind the other.  A loop for which a call is too much extends
-        this by itself, in one step, so that other threads read whole triples; `fold` has to follow in time."""
+        self.usual = 0
+        """A size in bytes."""
+        self.fast = 0
+        """Requests of that size that took at most `FAST_S`, and how long these took together."""
+        self.fast_seconds = 0.0
+        self._odd = 0  # the last size that was another
+        # Size, count and duration one behind the other: extended in one step, so that other threads read whole triples.
+        self._noted: list[Any] = []
 
     def add(self, size: int, seconds: float, count: int = 1) -> None:
         """`count` requests, answered with `size` bytes each, together within `seconds`."""
-        noted = self.noted
+        if size == self.usual and seconds <= FAST_S:
+            self.fast += count
+            self.fast_seconds += seconds * count
+            return
+        noted = self._noted
         noted += (size, count, seconds)
         if len(noted) >= MAX_NOTED:
-            self.fold()
-
-    def fold(self) -> None:
-        """Count what was noted for good."""
-        self._meter.fold(self)
+            self._meter.fold(self, self.usual)
+        if size != self.usual:
+            if size == self._odd:
+                self._meter.fold(self, size)
+            self._odd = size
 
     def add_to(self, totals: Totals) -> None:
-        """Count what is noted so far."""
-        noted = self.noted[:]
+        """Count what was added so far.  The meter sees to it that `usual` does not change meanwhile."""
+        noted = self._noted[:]
         totals.add_many(noted[0::3], noted[1::3], noted[2::3])
+        totals.add_fast(self.usual, self.fast, self.fast_seconds)
 
-    def clear(self) -> None:
-        """Forget what is noted; in the thread that adds."""
-        self.noted.clear()
+    def clear(self, usual: int) -> None:
+        """Forget what was added; in the thread that adds, while the meter lets nobody look."""
+        self._noted.clear()
+        self.usual = usual
+        self.fast = 0
+        self.fast_seconds = 0.0
 
     def close(self) -> None:
         """Give the figures to the meter; nothing may be added afterwards."""
-        self._meter.fold(self, last=True)
+        self._meter.fold(self, self.usual, last=True)
 
 
 class Totals:
@@ -119,6 +136,13 @@ class Totals:
             self.latencies[latency_bucket(seconds)] += count
             self.size += size * count
             self.seconds += seconds * count
+
+    def add_fast(self, size: int, count: int, seconds: float) -> None:
+        """`count` requests of one size that took at most `FAST_S` each."""
+        self.sizes[size_bucket(size)] += count
+        self.latencies[0] += count
+        self.size += size * count
+        self.seconds += seconds
 
     def copy(self) -> Totals:
         """The same figures, apart."""
@@ -163,11 +187,11 @@ class Meter:
             self._cells.add(cell)
         return cell
 
-    def fold(self, cell: Cell, last: bool = False) -> None:
-        """Count what a cell has noted; in the thread that adds to it."""
+    def fold(self, cell: Cell, usual: int, last: bool = False) -> None:
+        """Count what a cell has, for good, and let `usual` be its usual size; in the thread that adds to it."""
         with self._lock:
             cell.add_to(self._total)
-            cell.clear()
+            cell.clear(usual)
             if last:
                 self._cells.discard(cell)
 

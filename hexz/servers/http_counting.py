@@ -5,7 +5,7 @@ from __future__ import annotations
 from time import perf_counter
 
 from hexz.errors import HexzError
-from hexz.metrics.counters import MAX_NOTED, Cell, Meter, Metrics, Purpose
+from hexz.metrics.counters import FAST_S, Cell, Meter, Metrics, Purpose
 from hexz.metrics.waiting import waited
 from hexz.metrics.words import ABORTED, FAILED, INFO, OK, OTHER, READ, REFUSED, WRITE
 from hexz.protocol.http.responses import Piece, Response
@@ -90,10 +90,12 @@ class Counting:
         cell = self._cell
         if self._next is not None or cell is None:
             cell = self._switch()
-        noted = cell.noted
-        noted += (size, 1, perf_counter() - began)
-        if len(noted) >= MAX_NOTED:
-            cell.fold()
+        seconds = perf_counter() - began
+        if size == cell.usual and seconds <= FAST_S:
+            cell.fast += 1
+            cell.fast_seconds += seconds
+        else:
+            cell.add(size, seconds)
 
     def _switch(self) -> Cell:
         purpose, self._next = self._next or Purpose(None, OTHER), None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from time import perf_counter
 
-from hexz.metrics.counters import MAX_NOTED, SnapshotMetrics
+from hexz.metrics.counters import FAST_S, SnapshotMetrics
 from hexz.metrics.waiting import waited
 from hexz.metrics.words import CLOSE, EXTENTS, FAILED, OK, OPEN, OTHER, PREFETCH, READ, REFUSED
 from hexz.protocol.nbd import constants as c
@@ -30,7 +30,6 @@ class Counting:
         self._peer = peer
         self._all = stream.snapshot.context.metrics
         self._cell = metrics.meter(PROTOCOL, READ, stream.name).cell()
-        self._noted = self._cell.noted
         self._flights: set[int] = set()
         self.usual = 0
         self.odd: list[int] = []
@@ -43,17 +42,17 @@ class Counting:
     def sent(self, count: int) -> None:
         """`count` reads, at least one, were answered from the cache; `usual` may be another one now."""
         seconds = perf_counter() - self.began
-        noted = self._noted
-        odd = self.odd
+        cell, odd = self._cell, self.odd
+        if seconds <= FAST_S and not odd:
+            cell.fast += count
+            cell.fast_seconds += seconds * count
+            return
         if count > len(odd):
-            noted += (self.usual, count - len(odd), seconds)
-        if odd:
-            for length in odd:
-                noted += (length, 1, seconds)
-            self.usual = odd[-1]
-            odd.clear()
-        if len(noted) >= MAX_NOTED:
-            self._cell.fold()
+            cell.add(self.usual, seconds, count - len(odd))
+        for length in odd:
+            cell.add(length, seconds)
+        odd.clear()
+        self.usual = cell.usual
 
     def add(self, command: int, outcome: str, size: int, began: float, missing: int = 0) -> None:
         """A request of its own, received at `began` (``perf_counter``), which waited for `missing` bytes."""
