@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 
 from hexz.catalog import Lease
 from hexz.images.backend import Abilities, Backend, ImageExtent, Session
 from hexz.snapshot import PARENT, ZERO, Stream
+from hexz.snapshot.passing import read_past
 
 __all__ = ["HexzBackend", "HexzSession", "OpenStream", "dirty_extents", "zero_extents"]
 
-PIECE = 64 << 10
-"""Bytes handed on at a time: what a slow reader keeps from being freed."""
-
+LONG = 1 << 20
+"""Bytes from which on a read may go past the cache."""
+PLACES = threading.BoundedSemaphore(32)
+"""Readers that do so at once; 16 MiB in all."""
 NO_HASH = bytes(32)
 OpenStream = Callable[[], "tuple[Lease, Stream]"]
 """A lease of a snapshot and one of its streams."""
@@ -42,12 +46,24 @@ class HexzSession(Session):
         self.abilities = Abilities(dirty=stream.snapshot.thin)
 
     def read(self, offset: int, length: int) -> Generator[Sequence[memoryview], None, None]:
-        """The span in pieces of 64 KiB."""
-        end = offset + length
-        while offset < end:
-            size = min(PIECE, end - offset)
-            yield self.stream.read(offset, size)
-            offset += size
+        """The span in pieces, decompressed for this reader alone."""
+        return read_past(self.stream, offset, length)
+
+    @contextlib.contextmanager
+    def passing(self, length: int) -> Iterator[bool]:
+        """Whether to `read` so many bytes rather than through the stream, whose blocks then fill the cache.
+
+        So many, of so large an image, would push out of it what others read.  Where a reader may do so is
+        counted, since it holds a piece of up to half a MiB.
+        """
+        large = length >= LONG and self.stream.size > self.stream.snapshot.context.blocks.budget // 2
+        if not (large and PLACES.acquire(blocking=False)):
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            PLACES.release()
 
     def extents(self, offset: int, length: int, dirty: bool) -> Iterator[ImageExtent]:
         """Zeros looked through to the parents; dirty is what the parent does not have at the same place."""

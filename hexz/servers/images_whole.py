@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Any
 
 from hexz.errors import BadRequest
 from hexz.images.backend import Session
@@ -12,7 +11,7 @@ from hexz.images.writing import copy_body, replace_all
 from hexz.metrics.words import READ
 from hexz.protocol.http.conditions import Validators
 from hexz.protocol.http.ranges import Unsatisfiable, parse_range
-from hexz.protocol.http.responses import Piece, Representation, Response, represent
+from hexz.protocol.http.responses import Piece, Representation, Response, Source, represent
 from hexz.protocol.images import MAX_OPERATION, Zero, flag, parse_content_range, parse_operation
 from hexz.servers.images_bodies import SessionSource
 from hexz.servers.images_requests import Refusal, Resource, json_answer
@@ -64,12 +63,10 @@ class Whole(Resource):
     def get(self) -> Response:
         """The image or ranges of it, streamed; whatever length is asked."""
         session = self.open(turn=self.head.method == "GET")
+        source = self.stack.enter_context(contextlib.closing(SessionSource(session)))
         validators = None
         if isinstance(session, HexzSession):
-            source: Any = session.stream
             validators = Validators(session.stream.etag, session.stream.snapshot.mtime)
-        else:
-            source = self.stack.enter_context(contextlib.closing(SessionSource(session)))
         disposition = ("Content-Disposition", "attachment")
         representation = Representation(source, session.size, "application/octet-stream", validators, (disposition,))
         response = represent(self.head, representation)
@@ -77,12 +74,15 @@ class Whole(Resource):
             kept = [header for header in response.headers if header[0] != "Content-Type"]
             reason = "range not satisfiable" if response.status == 416 else "the precondition does not hold"
             raise Refusal(response.status, reason, *kept)
-        first = next((part for part in response.body if isinstance(part, Piece)), None)
-        if first is not None and first.length and self.head.method == "GET":
-            if isinstance(source, SessionSource):
-                source.expect(first.offset, first.length)
-            else:
-                source.read(first.offset, min(first.length, FIRST_READ))
+        pieces = [part for part in response.body if isinstance(part, Piece) and part.length]
+        if pieces and self.head.method == "GET":
+            first = pieces[0]
+            if isinstance(session, HexzSession):
+                longest = max(piece.length for piece in pieces)
+                if not self.stack.enter_context(session.passing(longest)):
+                    session.stream.read(first.offset, min(first.length, FIRST_READ))
+                    return _from(session.stream, response)
+            source.expect(first.offset, first.length)
         return response
 
     def put(self) -> Response:
@@ -192,3 +192,9 @@ class Whole(Resource):
     def beyond(session: Session) -> Refusal:
         """What is asked lies behind the end."""
         return Refusal(416, "range not satisfiable", ("Content-Range", f"bytes */{session.size}"))
+
+
+def _from(source: Source, response: Response) -> Response:
+    """The same response read from another source."""
+    parts = (part._replace(source=source) if isinstance(part, Piece) else part for part in response.body)
+    return response._replace(body=tuple(parts))

@@ -8,7 +8,7 @@ per run and not per block.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple, Optional
 
@@ -129,24 +129,31 @@ class BlockLoader:
         return made
 
     def _decode(self, page: Page, duties: list[tuple[int, Loading]], fresh: bool, made: list[Block]) -> None:
-        first, last = duties[0][0], duties[-1][0]
+        for (_, claim), data in zip(duties, self.decoded(page, [number for number, _ in duties])):
+            made.append(claim.done(data, fresh))
+
+    def decoded(self, page: Page, numbers: Sequence[int]) -> Iterator[bytes]:
+        """The bytes of these blocks of a page, which are stored one behind the other but for gaps; not from the cache.
+
+        Raises: BlockError, StorageError.
+        """
+        first, last = numbers[0], numbers[-1]
         base = page.stored_offset(first)
         stored = memoryview(self._snapshot.storage.read(base, page.stored_offset(last) + page.stored[last] - base))
         decode = self._snapshot.decode
-        for number, claim in duties:
+        for number in numbers:
             at = page.stored_offset(number) - base
             raw = stored[at : at + page.stored[number]]
             try:
-                data = decode(raw, page.logical[number], page.crc[number], page.first_block + number)
+                yield decode(raw, page.logical[number], page.crc[number], page.first_block + number)
             except BlockDamage as damage:
                 raise BlockError(
                     self._snapshot.path, self._name, page.block_start(number), base + at, str(damage)
                 ) from None
-            made.append(claim.done(data, fresh))
 
     def missing(self, offset: int, end: int) -> list[Run]:
         """The runs of stored blocks of a span that are not in the cache."""
-        return list(self._runs(self._absent(self._between(offset, end)), RUN_BYTES))
+        return list(self._runs(self._absent(self.between(offset, end)), RUN_BYTES))
 
     def _absent(self, blocks: Iterator[tuple[LoadedPage, int]]) -> Iterator[tuple[LoadedPage, int]]:
         for page, number in blocks:
@@ -176,7 +183,8 @@ class BlockLoader:
         if run is not None:
             yield run
 
-    def _between(self, offset: int, end: int) -> Iterator[tuple[LoadedPage, int]]:
+    def between(self, offset: int, end: int) -> Iterator[tuple[LoadedPage, int]]:
+        """(page, number) of every block that has a part in [offset, end)."""
         while offset < end:
             page = self._pages.at(offset)
             for number in range(page.page.find(offset), page.page.count):
@@ -200,7 +208,7 @@ class BlockLoader:
             return None
         wanted: list[tuple[LoadedPage, int]] = []
         try:
-            for page, number in islice(self._between(position, self._size), MAX_LOOKED_AT):
+            for page, number in islice(self.between(position, self._size), MAX_LOOKED_AT):
                 if length <= 0:
                     break
                 if page.page.stored[number]:

@@ -48,8 +48,8 @@ class Stream:
         self.pages = PageTable(snapshot.storage, records, self.size, snapshot.header.index_offset, context.pages)
         self._loaded = self.pages.loaded
         self._blocks = context.blocks
-        self._loader = BlockLoader(snapshot, name, self.size, self.pages)
-        self._readahead = ReadAhead(self._loader.ahead, context.blocks.budget // 8)
+        self.loader = BlockLoader(snapshot, name, self.size, self.pages)
+        self._readahead = ReadAhead(self.loader.ahead, context.blocks.budget // 8)
         self._sources: dict[int, tuple[Stream, int]] = {}
         self._recent: LoadedPage | None = None
         self._size_known = not self.pages.records or not self.size  # set once
@@ -106,7 +106,7 @@ class Stream:
 
     def prefetch(self, offset: int, length: int) -> None:
         """Queue the decompression of a span and return at once; what finds no room is left out."""
-        self._loader.ahead(offset, min(length, self._blocks.budget // 2, self.size - offset), None)
+        self.loader.ahead(offset, min(length, self._blocks.budget // 2, self.size - offset), None)
 
     def extents(self, offset: int, length: int) -> Iterator[Extent]:
         """The span as runs of ``data``, ``zero`` and ``parent``, coalesced and without gaps; index only.
@@ -175,7 +175,7 @@ class Stream:
         block = page.slots[number]
         data = block.data
         if data is None and page.page.stored[number]:
-            found = self._loader.load(page, number) if wait else self._blocks.find(self._loader.key(page, number))
+            found = self.loader.load(page, number) if wait else self._blocks.find(self.loader.key(page, number))
             if found is None:
                 return None
             block, data = found, found.data
@@ -193,14 +193,14 @@ class Stream:
 
     def _load_missing(self, offset: int, end: int) -> None:
         """Decompress what a span lacks, together with the workers, and let read-ahead know."""
-        runs = self._loader.missing(offset, end)
+        runs = self.loader.missing(offset, end)
         if not runs:
             return
         waited.size += sum(min(run.end, end) - max(run.start, offset) for run in runs)
-        self._loader.share(runs[1:])
+        self.loader.share(runs[1:])
         self._readahead.missed(runs[0].start, runs[-1].end)
         for run in runs:
-            self._loader.load_run(run, fresh=False)
+            self.loader.load_run(run, fresh=False)
 
     def _from_parent(
         self, page: LoadedPage, number: int, skip: int, length: int, wait: bool
