@@ -9,10 +9,11 @@ from __future__ import annotations
 import socket
 import struct
 from collections.abc import Callable
+from typing import Any
 
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, rule, run_state_machine_as_test
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, multiple, rule, run_state_machine_as_test
 
 from hexz.protocol.nbd import constants as c
 from tests.nbd.conftest import BLOCK, Exports
@@ -184,17 +185,23 @@ class Talk:
 SOME_NAMES = st.sampled_from([*NAMES, "nothing", "snap/x", "snäp"])
 QUERIES = st.lists(st.sampled_from(["base:allocation", "hexz:parent", "base:", "hexz:", "x:y", ""]), max_size=3)
 OFFSETS = st.one_of(
-    st.integers(0, 9 << 20), st.sampled_from([0, 2 * BLOCK, 3 * BLOCK - 1, 2**63, 2**64 - 1]), st.integers(0, BLOCK)
+    st.integers(0, 1 << 20),
+    st.integers(0, 9 << 20),
+    st.sampled_from([0, 2 * BLOCK, 3 * BLOCK - 1, 2**63, 2**64 - 1]),
 )
-LENGTHS = st.one_of(st.integers(0, 300_000), st.integers(1, 5000), st.just((1 << 20) + 1))
+LENGTHS = st.one_of(st.integers(0, 300_000), st.integers(1, 5000), st.just(LARGEST_CHUNK + 1))
 COMMANDS = st.sampled_from([c.CMD_READ] * 5 + [c.CMD_BLOCK_STATUS] * 2 + [1, 3, 4, 5, 6, 8, 99])
-FLAGS = st.sampled_from([0, 0, 0, 0, c.CMD_FLAG_DF, c.CMD_FLAG_REQ_ONE, c.CMD_FLAG_FUA, 0x8000])
+FLAGS = st.sampled_from([0, 0, 0, 0, c.CMD_FLAG_DF, c.CMD_FLAG_DF, c.CMD_FLAG_REQ_ONE, c.CMD_FLAG_FUA, 0x8000])
+REQUESTS = st.lists(st.tuples(COMMANDS, OFFSETS, LENGTHS, FLAGS), min_size=1, max_size=12)
+READS = st.lists(st.tuples(st.just(c.CMD_READ), st.integers(0, 900_000), st.integers(1, 5000), st.just(0)), min_size=1)
+FORMS = st.sampled_from([0, c.OPT_STRUCTURED_REPLY, c.OPT_EXTENDED_HEADERS])
 
 
 class Clients(RuleBasedStateMachine):
-    """Several clients at once."""
+    """Several clients at once: some in the handshake, some past it."""
 
-    talks = Bundle("talks")
+    shaking = Bundle("shaking")
+    reading = Bundle("reading")
 
     def __init__(self, address: tuple[str, int], exports: Exports) -> None:
         super().__init__()
@@ -202,21 +209,33 @@ class Clients(RuleBasedStateMachine):
         self.exports = exports
         self.all: list[Talk] = []
 
-    @rule(target=talks, flags=st.sampled_from([3, 3, 1, 0]))
-    def connect(self, flags: int) -> Talk:
+    def talk(self, flags: int) -> Talk:
         talk = Talk(self.address, self.exports, flags)
         self.all.append(talk)
         return talk
 
-    @rule(talk=talks, option=st.sampled_from([c.OPT_STRUCTURED_REPLY, c.OPT_EXTENDED_HEADERS]))
-    def ask_for_chunks(self, talk: Talk, option: int) -> None:
-        if talk.open and not talk.transmitting:
-            talk.forms(option)
+    @rule(target=shaking, flags=st.sampled_from([3, 3, 1, 0]))
+    def connect(self, flags: int) -> Talk:
+        return self.talk(flags)
 
-    @rule(talk=talks, data=st.binary(max_size=200), which=st.integers(0, 6))
+    @rule(target=reading, form=FORMS, known=st.sampled_from([*NAMES]), other=SOME_NAMES, queries=QUERIES)
+    def connect_and_enter(self, form: int, known: str, other: str, queries: list[str]) -> Talk:
+        """With contexts for this export or for another one."""
+        talk = self.talk(3)
+        if form:
+            talk.forms(form)
+            talk.meta(c.OPT_SET_META_CONTEXT, known, ["base:allocation", *queries])
+        if form and len(queries) > 1:
+            talk.meta(c.OPT_SET_META_CONTEXT, other, queries)
+        talk.enter(known, False)
+        return talk
+
+    @rule(talk=shaking, option=st.sampled_from([c.OPT_STRUCTURED_REPLY, c.OPT_EXTENDED_HEADERS]))
+    def ask_for_chunks(self, talk: Talk, option: int) -> None:
+        talk.forms(option)
+
+    @rule(talk=shaking, data=st.binary(max_size=200), which=st.integers(0, 6))
     def send_option(self, talk: Talk, data: bytes, which: int) -> None:
-        if not talk.open or talk.transmitting:
-            return
         if which == 0:
             talk.option(c.OPT_LIST, b"", *[c.REP_SERVER] * 4, c.REP_ACK)
         elif which == 1:
@@ -232,51 +251,50 @@ class Clients(RuleBasedStateMachine):
         else:
             talk.option(c.OPT_SET_META_CONTEXT, string("thin") + b"\0\0\0\2" + string(data), c.REP_ERR_INVALID)
 
-    @rule(talk=talks, setting=st.booleans(), export=SOME_NAMES, queries=QUERIES)
+    @rule(talk=shaking, setting=st.booleans(), export=SOME_NAMES, queries=QUERIES)
     def ask_for_contexts(self, talk: Talk, setting: bool, export: str, queries: list[str]) -> None:
-        if talk.open and not talk.transmitting:
-            talk.meta(c.OPT_SET_META_CONTEXT if setting else c.OPT_LIST_META_CONTEXT, export, queries)
+        talk.meta(c.OPT_SET_META_CONTEXT if setting else c.OPT_LIST_META_CONTEXT, export, queries)
 
-    @rule(talk=talks, export=SOME_NAMES, old=st.booleans())
-    def enter(self, talk: Talk, export: str, old: bool) -> None:
-        if talk.open and not talk.transmitting:
-            talk.enter(export, old and export.isascii())
+    @rule(talk=consumes(shaking), target=reading, export=SOME_NAMES, old=st.booleans())
+    def enter(self, talk: Talk, export: str, old: bool) -> Any:
+        talk.enter(export, old and export.isascii())
+        if not talk.transmitting:
+            talk.collect()
+            if talk.open:
+                talk.enter("snap", old)
+        return talk if talk.transmitting else multiple()
 
-    @rule(talk=talks, requests=st.lists(st.tuples(COMMANDS, OFFSETS, LENGTHS, FLAGS), max_size=12))
-    def send_requests(self, talk: Talk, requests: list[tuple[int, int, int, int]]) -> None:
-        if talk.open and talk.transmitting:
-            for command, offset, length, flags in requests:
-                talk.request(command, offset, min(length, 40_000) if command == c.CMD_WRITE else length, flags)
+    @rule(talk=reading, requests=st.one_of(REQUESTS, READS), cut=st.integers(0, 40))
+    def send_requests(self, talk: Talk, requests: list[tuple[int, int, int, int]], cut: int) -> None:
+        """All but the last `cut` bytes travel now."""
+        for command, offset, length, flags in requests:
+            talk.request(command, offset, min(length, 40_000) if command == c.CMD_WRITE else length, flags)
+        talk.push(max(len(talk.unsent) - cut, 0))
 
-    @rule(talk=talks, count=st.integers(1, ONCE))
+    @rule(talk=st.one_of(shaking, reading), count=st.one_of(st.integers(1, 40), st.integers(1, ONCE)))
     def push(self, talk: Talk, count: int) -> None:
         talk.push(count)
 
-    @rule(talk=talks, count=st.integers(1, 40))
-    def push_a_little(self, talk: Talk, count: int) -> None:
-        talk.push(count)
-
-    @rule(talk=talks)
+    @rule(talk=st.one_of(shaking, reading))
     def collect(self, talk: Talk) -> None:
         talk.collect()
 
-    @rule(talk=talks, properly=st.booleans())
-    def leave(self, talk: Talk, properly: bool) -> None:
-        """With the protocol's farewell, or with something that makes no sense."""
-        if not talk.open:
+    @rule(
+        talk=st.one_of(consumes(shaking), consumes(reading)), manner=st.sampled_from(["properly", "nonsense", "reset"])
+    )
+    def leave(self, talk: Talk, manner: str) -> None:
+        """With the protocol's farewell, with something that makes no sense, or without a word."""
+        if manner == "reset":
+            talk.vanish()
+            self.all.remove(talk)
             return
-        if not properly:
+        if manner == "nonsense":
             talk.unsent += b"no magic" * 4
         elif talk.transmitting:
             talk.unsent += talk.client.pack(c.CMD_DISC)
         else:
             talk.option(c.OPT_ABORT, b"", c.REP_ACK)
         talk.open = False
-
-    @rule(talk=consumes(talks))
-    def vanish(self, talk: Talk) -> None:
-        talk.vanish()
-        self.all.remove(talk)
 
     def teardown(self) -> None:
         try:
