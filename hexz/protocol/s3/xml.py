@@ -31,7 +31,7 @@ __all__ = [
 NAMESPACE = "http://s3.amazonaws.com/doc/2006-03-01/"
 OWNER_ID = "hexz-serve"
 _OWNER = f"<Owner><ID>{OWNER_ID}</ID><DisplayName>{OWNER_ID}</DisplayName></Owner>"
-_SPECIAL = re.compile('[&<>"\x00-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]')
+_SPECIAL = re.compile('[&<>"\x00-\x1f\x7f-\x9f\ufffe\uffff]')
 _NAMED = {"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;"}
 
 ACL = (
@@ -92,7 +92,8 @@ def element(name: str, text: str | int) -> str:
 
 def document(name: str, content: str = "") -> bytes:
     """A whole document with the element `name` of S3's namespace."""
-    return (f'<?xml version="1.0" encoding="UTF-8"?>\n<{name} xmlns="{NAMESPACE}">{content}</{name}>').encode()
+    text = f'<?xml version="1.0" encoding="UTF-8"?>\n<{name} xmlns="{NAMESPACE}">{content}</{name}>'
+    return text.encode("utf-8", "replace")  # what a client sent need not be UTF-8
 
 
 def _time(seconds: float) -> str:
