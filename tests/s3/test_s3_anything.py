@@ -20,8 +20,8 @@ from hexz.snapshot import new_context
 from tests.s3.serving import write_archive
 
 PARAMETERS = [
-    *BUCKET_READS, *OBJECT_READS, "prefix", "delimiter", "marker", "start-after", "max-keys", "max-buckets", "list-type",
-    "continuation-token", "encoding-type", "fetch-owner", "partNumber", "versionId", "attributes",
+    *BUCKET_READS, *OBJECT_READS, "prefix", "delimiter", "marker", "start-after", "max-keys", "max-buckets",
+    "list-type", "continuation-token", "encoding-type", "fetch-owner", "partNumber", "versionId", "attributes",
     "response-content-type", "response-expires",
 ]  # fmt: skip
 VALUES = [
