@@ -188,6 +188,9 @@ follows_the_readme() {
     cmp first.sector <(head -c 512 "$raw")
     [ "$(curl -sk -o /dev/null -w '%{http_code}' https://localhost/disk)" = 401 ]
     curl -sSfk -u reader:secret https://localhost/disk | cmp - "$raw"
+    tag=$(curl -sSfI http://127.0.0.1:8083/disk | sed -n 's/^etag: "\(.*\)".*/\1/Ip')
+    for time in first again; do curl -sSf "http://127.0.0.1:8083/disk?v=$tag" | cmp - "$raw"; done
+    until [ "$(find /var/cache/nginx-slices -type f | wc -l)" = 9 ]; do sleep 0.05; done # mebibytes
     curl -sSf --unix-socket /run/hexz-serve-snap.http.sock http://localhost/disk | cmp - "$raw"
     systemctl stop hexz-serve-activated@snap hexz-serve-http@snap.socket hexz-serve-nbd@snap.socket
     systemctl --user stop hexz-serve@snap
