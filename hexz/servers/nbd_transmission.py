@@ -81,6 +81,7 @@ class Transmission:
         self._magic = c.EXTENDED_REQUEST_MAGIC if negotiated.extended else c.REQUEST_MAGIC
         self._buffer = bytearray(max(RECEIVE_BYTES, len(received)))
         self._buffer[: len(received)] = received
+        self._view = memoryview(self._buffer)
         self._start = 0  # the requests not looked at yet: from here in the buffer
         self._filled = len(received)  # to here
         self._crowd = crowd
@@ -148,11 +149,11 @@ class Transmission:
 
     def _room(self) -> memoryview:
         """The buffer behind what is still to be looked at, which moves to its front."""
-        if self._start:
-            rest = self._filled - self._start
+        rest = self._filled - self._start
+        if rest and self._start:
             self._buffer[:rest] = self._buffer[self._start : self._filled]
-            self._start, self._filled = 0, rest
-        return memoryview(self._buffer)[self._filled :]
+        self._start, self._filled = 0, rest
+        return self._view[rest:] if rest else self._view
 
     def _has_input(self) -> bool:
         """Whether there is data that a poll of the socket does not see: TLS hands out whole records."""
@@ -236,9 +237,7 @@ class Transmission:
         stop = self._filled - (self._filled - used) % size
         counting = self._counting
         odd, usual = counting.odd, counting.usual
-        for magic, flags, command, cookie, offset, length in self._format.iter_unpack(
-            memoryview(self._buffer)[used:stop]
-        ):
+        for magic, flags, command, cookie, offset, length in self._format.iter_unpack(self._view[used:stop]):
             if magic != magic_wanted or command or flags or not 0 < length <= largest or offset + length > end:
                 break
             if outbox.pending + length > most or len(buffers) >= MAX_BUFFERS:
