@@ -24,7 +24,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from hexz.tools.pack import pack
-from tests.benchmarks.reader import IMAGE_BYTES, bare, image, stored_blocks, verified
+from tests.benchmarks.reader import CACHE_BYTES, IMAGE_BYTES, bare, image, stored_blocks, verified
 from tests.benchmarks.report import Row
 from tests.peers import Server
 
@@ -205,8 +205,8 @@ def cached_rows(raw: Path, packed: Path, folder: Path, rounds: int, seconds: flo
 def cold_rows(raw: Path, packed: Path, folder: Path, rounds: int) -> list[Row]:
     """A full GET from a server just started, against one core that does nothing but decompress the same blocks.
 
-    «verified» reads the blocks from the file and checks their CRC too, as every server must; nginx sends the raw
-    image as it is, which is the most that the wire and the client can take.
+    Both keep as many decompressed bytes.  «verified» reads the blocks from the file and checks their CRC too, as
+    every server must; nginx sends the raw image as it is, which is the most that the wire and the client can take.
     """
     places = stored_blocks(packed)
     data = packed.read_bytes()
@@ -220,7 +220,7 @@ def cold_rows(raw: Path, packed: Path, folder: Path, rounds: int) -> list[Row]:
 
     with nginx(raw, folder / "n") as raw_url:
         for _ in range(rounds):
-            with ours(packed, "256M") as url:
+            with ours(packed, str(CACHE_BYTES)) as url:
                 samples.setdefault("hexz lz4", []).append(fetch(url) / 1e6)
             timed("codec", lambda: bare("lz4", blocks))
             timed("verified", lambda: verified("lz4", packed, places))
