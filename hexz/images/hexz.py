@@ -87,8 +87,11 @@ def dirty_extents(stream: Stream, offset: int, length: int) -> Iterator[ImageExt
     parents = stream.snapshot.parents
     first = parents[0].streams.get(stream.name) if parents else None
     for start, size, kind in stream.extents(offset, length):
-        if kind != PARENT or first is None:
-            parts: Iterator[tuple[int, int, bool]] = iter([(start, size, True)])
+        parts: Iterator[tuple[int, int, bool]]
+        if first is None or kind not in (PARENT, ZERO):
+            parts = iter([(start, size, True)])
+        elif kind == ZERO:
+            parts = _still_zero(first, start, size)
         elif not stream.pages.records or stream.snapshot.lineage.is_same_place():
             clean = max(0, min(size, first.size - start))
             parts = iter([(start, clean, False), (start + clean, size - clean, True)])
@@ -98,6 +101,15 @@ def dirty_extents(stream: Stream, offset: int, length: int) -> Iterator[ImageExt
             if part:
                 for extent in zero_extents(stream, at, part):
                     yield extent._replace(dirty=dirty)
+
+
+def _still_zero(first: Stream, offset: int, length: int) -> Iterator[tuple[int, int, bool]]:
+    """(start, length, dirty) of zeros: clean where `first` has zeros too."""
+    known = max(0, min(length, first.size - offset))
+    if known:
+        for start, size, kind in first.flat_extents(offset, known):
+            yield start, size, kind != ZERO
+    yield offset + known, length - known, True
 
 
 def _by_content(stream: Stream, first: Stream, offset: int, length: int) -> Iterator[tuple[int, int, bool]]:
