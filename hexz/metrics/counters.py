@@ -57,10 +57,10 @@ class Cell:
     itself what the beginning of `add` does.
     """
 
-    __slots__ = ("_meter", "_noted", "_odd", "fast", "fast_seconds", "usual")
+    __slots__ = ("_noted", "_odd", "fast", "fast_seconds", "meter", "usual")
 
     def __init__(self, meter: Meter) -> None:
-        self._meter = meter
+        self.meter = meter
         self.usual = 0
         """A size in bytes."""
         self.fast = 0
@@ -79,10 +79,10 @@ class Cell:
         noted = self._noted
         noted += (size, count, seconds)
         if len(noted) >= MAX_NOTED:
-            self._meter.fold(self, self.usual)
+            self.meter.fold(self, self.usual)
         if size != self.usual:
             if size == self._odd:
-                self._meter.fold(self, size)
+                self.meter.fold(self, size)
             self._odd = size
 
     def add_to(self, totals: Totals) -> None:
@@ -100,7 +100,7 @@ class Cell:
 
     def close(self) -> None:
         """Give the figures to the meter; nothing may be added afterwards."""
-        self._meter.fold(self, self.usual, last=True)
+        self.meter.fold(self, self.usual, last=True)
 
 
 class Totals:

@@ -273,9 +273,13 @@ class HttpConnection:
         self._sender.total = 0
         try:
             self._sender.resume(unsent.head, (Piece(again.source, unsent.offset, unsent.length),))
+        except HexzError as error:
+            log.warning("%s: %s", self._connection.peer, error)
+            self._counting.trouble(error)
+            raise ConnectionAbortedError("hanging up in the middle of a response") from error
         finally:
             sent = unsent.done + max(self._sender.total - len(unsent.head), 0)
-            self._counting.again(sent, unsent.began)
+            self._counting.again(sent, unsent.began, sys.exc_info()[1])
             if self._told is not None:
                 self._told(unsent.began, sent, again.asked)
 

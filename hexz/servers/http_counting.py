@@ -29,7 +29,6 @@ class Counting:
         self._began = perf_counter()
         self._waited = 0
         self._cell: Cell | None = None
-        self._cell_meter: Meter | None = None
         self._next: Purpose | None = None
 
     def begin(self, method: str) -> None:
@@ -54,7 +53,7 @@ class Counting:
     def end(self, response: Response, size: int, error: BaseException | None = None) -> None:
         """The response was sent, `size` bytes of its body; or sending it ended with `error`."""
         if error is not None:
-            outcome = FAILED if isinstance(error.__cause__, HexzError) else ABORTED
+            outcome = _outcome_of(error)
         elif response.status >= 500:
             outcome = FAILED
         else:
@@ -85,13 +84,15 @@ class Counting:
         """Requests like this one follow."""
         self._next = response.purpose or Purpose(None, OTHER)
 
-    def again(self, size: int, began: float) -> None:
-        """One that came at `began` (``perf_counter``) was answered with `size` bytes."""
+    def again(self, size: int, began: float, error: BaseException | None = None) -> None:
+        """One that came at `began` (``perf_counter``) was answered with `size` bytes; or ended there with `error`."""
         cell = self._cell
         if self._next is not None or cell is None:
             cell = self._switch()
         seconds = perf_counter() - began
-        if size == cell.usual and seconds <= FAST_S:
+        if error is not None:
+            cell.meter.add(_outcome_of(error), size, seconds)
+        elif size == cell.usual and seconds <= FAST_S:
             cell.fast += 1
             cell.fast_seconds += seconds
         else:
@@ -101,10 +102,9 @@ class Counting:
         purpose, self._next = self._next or Purpose(None, OTHER), None
         meter = self._meter(purpose)
         cell = self._cell
-        if cell is None or meter is not self._cell_meter:
+        if cell is None or meter is not cell.meter:
             self.close()
-            cell, self._cell_meter = meter.cell(), meter
-            self._cell = cell
+            cell = self._cell = meter.cell()
         return cell
 
     def close(self) -> None:
@@ -113,3 +113,8 @@ class Counting:
         if self._cell is not None:
             self._cell.close()
             self._cell = None
+
+
+def _outcome_of(error: BaseException) -> str:
+    """How a response ended that was cut short: for want of data, or because the peer left."""
+    return FAILED if isinstance(error.__cause__, HexzError) else ABORTED
