@@ -237,7 +237,7 @@ def parse_arguments(arguments: Sequence[str]) -> Settings:
         raise UsageError("--log-file goes with --daemon; otherwise the log is standard error")
     if options.upgrade and not (options.control and options.supervisor):
         raise UsageError("--upgrade needs --control and --supervisor: it is told there what to take over")
-    if not options.snapshots and not (options.status or options.stop or options.upgrade):
+    if not (options.snapshots or options.images_dir or options.status or options.stop or options.upgrade):
         raise UsageError("no snapshot given: hexz-serve SNAPSHOT [SNAPSHOT ...]")
     if options.cache_size < SMALLEST_CACHE:
         raise UsageError(f"--cache-size {options.cache_size}: at least 1M is needed")

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from hexz.tools.pack import pack
 from tests import samples
 from tests.images.house import House, nbdkit, qcow2_with_bitmap, qemu_nbd
 from tests.peers import need, run
@@ -23,11 +22,8 @@ RECOVERY_S = 30.0
 
 @pytest.fixture(scope="module")
 def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
-    """A daemon with a snapshot that nobody asks for."""
-    folder = tmp_path_factory.mktemp("house")
-    (folder / "raw").write_bytes(b"x")
-    pack(str(folder / "raw"), str(folder / "unused.hxz"))
-    with House(folder, folder / "unused.hxz") as made:
+    """A daemon without a snapshot."""
+    with House(tmp_path_factory.mktemp("house")) as made:
         yield made
 
 
