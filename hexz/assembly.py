@@ -190,7 +190,9 @@ def _http(serving: _Serving) -> Service:
     registry = Registry(serving.catalog, options.images_dir, tuple(options.images_allow))
     running.on_end(registry.close)
     snapshots = CatalogApplication(serving.catalog, options.max_range, lambda: running.serving)
-    application = ImagesApplication(registry, snapshots)
+    # oVirt's client speaks plain HTTP there, whatever it speaks elsewhere.
+    local = os.path.abspath(options.http_socket) if options.http_socket and serving.tls is None else None
+    application = ImagesApplication(registry, snapshots, local)
     gate = Gate(tokens, serving.limit)
     metrics = serving.catalog.context.metrics
     return HttpService(application, gate, serving.access_log, serving.tls, options.cors, metrics=metrics)

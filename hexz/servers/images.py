@@ -41,8 +41,10 @@ ALL_FEATURES = ("checksum", "extents", "flush", "zero")
 class ImagesApplication:
     """Answers ``/images/...`` and leaves every other path to the application behind it."""
 
-    def __init__(self, registry: Registry, others: Application) -> None:
+    def __init__(self, registry: Registry, others: Application, unix_socket: str | None = None) -> None:
+        """`unix_socket`: where the same is to be had by clients on this machine, who are told."""
         self._registry = registry
+        self._unix_socket = unix_socket
         self._others = others
         self._resources = {"": Whole, "extents": Extents, "checksum": Checksum, "flush": Flush}
 
@@ -83,7 +85,7 @@ class ImagesApplication:
         image = self._registry.find(segments[1])
         if not image.admits(_token(request)):
             raise Refusal(401, "this image needs its token", ("WWW-Authenticate", 'Bearer realm="images"'))
-        return resource(image, request).respond()
+        return resource(image, request, self._unix_socket).respond()
 
 
 def _told(error: HexzError) -> str:

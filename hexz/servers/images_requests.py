@@ -44,8 +44,9 @@ class Resource:
     op = INFO
     """What GET is counted as."""
 
-    def __init__(self, image: Image, request: Request) -> None:
+    def __init__(self, image: Image, request: Request, unix_socket: str | None) -> None:
         self.image = image
+        self.unix_socket = unix_socket
         self.request = request
         self.head = request.head
         self.stack = contextlib.ExitStack()

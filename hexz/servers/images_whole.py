@@ -41,7 +41,7 @@ class Whole(Resource):
         limits = image.registration
         return json_answer(
             {
-                "unix_socket": None,
+                "unix_socket": self.unix_socket,
                 "features": features,
                 "max_readers": limits.max_readers,
                 "max_writers": limits.max_writers if writable else 0,

@@ -174,3 +174,14 @@ def test_the_example_checker_of_a_copy_finds_damage(tmp_path: Path, folder: Path
         check=False,
     )
     assert answer.returncode == 1
+
+
+def test_a_client_on_the_same_machine_is_told_of_the_unix_socket_and_uses_it(folder: Path, tmp_path: Path) -> None:
+    log, where = tmp_path / "access", tmp_path / "http.sock"
+    with House(tmp_path, "--http-socket", where, "--access-log", log, folder / "old.hxz") as house:
+        assert house.json("OPTIONS", "/old")["unix_socket"] == str(where)
+        client.download(house.url("old"), str(tmp_path / "out"), None, fmt="raw", max_workers=4)
+    same(folder / "old.raw", tmp_path / "out")
+    entries = [json.loads(line) for line in log.read_text().splitlines()]
+    local = {entry["client"] for entry in entries if entry["method"] == "GET"}
+    assert len(local) == 1 and "127.0.0.1" not in local.pop()
