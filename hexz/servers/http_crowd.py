@@ -118,8 +118,8 @@ class Crowd:
     def __init__(self, idle_s: float) -> None:
         """A member that asks for nothing for about `idle_s` seconds has ended."""
         self._idle_s = idle_s
-        self._members: dict[int, Member] = {}  # by descriptor; taken out by the crowd's thread only
         self._lock = threading.Lock()
+        self._members: dict[int, Member] = {}  # by descriptor; changed under _lock, taken out by the crowd's thread
         self._epoll: select.epoll | None = None  # made under _lock, not before there is need: descriptors are scarce
         self._last: tuple[object, float] = (None, 0.0)  # who was on a streak last, and when
 
@@ -132,16 +132,33 @@ class Crowd:
 
     def stay(self, member: Member, summons: Summons | None) -> None:
         """Let the crowd serve `member`; returns when it has gone home, which all do when the `summons` is called."""
-        with self._lock:
-            if self._epoll is None:
-                self._epoll = select.epoll()
-                if summons is not None:
-                    self._epoll.register(summons, select.EPOLLIN)
-                threading.Thread(target=self._run, args=(self._epoll,), name="http crowd", daemon=True).start()
         fd = member.sock.fileno()
-        self._members[fd] = member
-        self._epoll.register(fd, select.EPOLLIN)
+        try:
+            with self._lock:
+                if self._epoll is None:
+                    self._epoll = self._begin(summons)
+                self._members[fd] = member  # first, for the crowd's thread may see it at once
+                try:
+                    self._epoll.register(fd, select.EPOLLIN)
+                except OSError:
+                    del self._members[fd]
+                    raise
+        except (OSError, RuntimeError) as error:  # out of descriptors, of what the kernel watches, or of threads
+            log.debug("a connection keeps its own thread: %s", error)
+            return
         member.gate.acquire()
+
+    def _begin(self, summons: Summons | None) -> select.epoll:
+        """What the crowd's thread waits with, and that thread.  Raises: OSError, RuntimeError."""
+        epoll = select.epoll()
+        try:
+            if summons is not None:
+                epoll.register(summons, select.EPOLLIN)
+            threading.Thread(target=self._run, args=(epoll,), name="http crowd", daemon=True).start()
+        except BaseException:
+            epoll.close()
+            raise
+        return epoll
 
     def _run(self, epoll: select.epoll) -> None:
         swept = time.monotonic()
@@ -175,5 +192,7 @@ class Crowd:
                 self._send_home(epoll, fd)
 
     def _send_home(self, epoll: select.epoll, fd: int) -> None:
-        epoll.unregister(fd)
-        self._members.pop(fd).gate.release()
+        with self._lock:
+            epoll.unregister(fd)
+            member = self._members.pop(fd)
+        member.gate.release()

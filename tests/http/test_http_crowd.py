@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import random
+import select
 import socket
 import threading
 import time
@@ -125,6 +127,31 @@ def test_a_connection_alone_stays_in_its_thread(snapshot_file: Path) -> None:
         for _ in range(5 * STREAK):
             assert client.ask("GET", "/disk", RANGED).status == 206
             assert not is_member(client, server)
+
+
+@pytest.mark.parametrize("spared", [0, 1])
+def test_a_kernel_that_watches_no_more(snapshot_file: Path, monkeypatch: pytest.MonkeyPatch, spared: int) -> None:
+    """epoll_ctl(2), ENOSPC, for the crowd's own descriptor or a member's: connections go on in their own threads."""
+    refused: list[int] = []
+    seen: list[int] = []
+    real = select.epoll
+
+    class Full:
+        def __init__(self) -> None:
+            self._never = real()
+            self.poll, self.close = self._never.poll, self._never.close
+
+        def register(self, fd: int, _: int) -> None:
+            seen.append(fd)
+            if len(seen) > spared:
+                refused.append(fd)
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(http_crowd.select, "epoll", Full)
+    with serving({"snap": snapshot_file}) as server, server.client() as one, server.client() as other:
+        for _ in range(5 * STREAK):
+            assert one.ask("GET", "/disk", RANGED).status == other.ask("GET", "/disk", RANGED).status == 206
+        assert refused and not is_member(one, server)
 
 
 def test_stopping_ends_the_crowd(snapshot_file: Path) -> None:
