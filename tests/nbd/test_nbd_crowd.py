@@ -9,10 +9,12 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from hexz.protocol.nbd import constants as c
+from hexz.servers.base import Connection
 from hexz.servers.nbd_crowd import ALONE
 from tests.nbd.conftest import Exports
 from tests.nbd.serving import PATIENCE_S, Serving
@@ -170,3 +172,22 @@ def test_members_end_when_the_daemon_stops(path: Path, exports: Exports) -> None
         assert server.close()
         assert client.ended()
         assert other.ended()
+
+
+def test_members_go_to_a_successor_like_everybody_else(path: Path, exports: Exports) -> None:
+    """At once, though nobody sends anything."""
+    given: list[bytes] = []
+
+    def give(connection: Connection, state: dict[str, Any], received: bytes) -> bool:
+        given.append(received)
+        return True
+
+    with Serving(path) as server, server.client() as client, server.client() as other, server.client() as late:
+        for each in (client, other, late):
+            each.go()
+        gather(server, exports, client, other)
+        server.listener.give = give
+        server.front.summons.call()
+        until(lambda: len(given) == 3)
+        assert given == [b"", b"", b""]
+        assert members(server) == 0
