@@ -115,7 +115,7 @@ def _control(settings: Settings, lifecycle: Lifecycle, mounts: MountTable, runni
     from hexz.servers.http_snapshots import CatalogApplication
 
     options = settings.options
-    facts = Facts(options.id, options.supervisor, running.facts)
+    facts = Facts(options.id, options.supervisor, running.facts, running.status)
     shared = CatalogApplication(catalog, 0, lambda: running.serving)
     application = ControlApplication(
         lifecycle, mounts, BlobTable(catalog), ControlFigures(catalog, mounts), facts, shared

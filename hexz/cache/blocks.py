@@ -81,6 +81,7 @@ class BlockCache:
         self._hand: deque[Block] = deque()
         self._loading: dict[Hashable, Loading] = {}
         self._held = 0
+        self._holdings: dict[int, tuple[int, int]] = {}
         self._loads = 0
         self._failures = 0
         self._waits = 0
@@ -123,6 +124,7 @@ class BlockCache:
                     self._table[claim.key] = block
                     self._hand.append(block)
                     self._held += length
+                    self._hold(claim.key, 1, length)
 
     def wait_for(self, key: Hashable) -> Block | None:
         """The block from the cache, or from the thread that is making it; None when neither has it.
@@ -164,6 +166,7 @@ class BlockCache:
     def _drop(self, block: Block, data: memoryview) -> None:
         del self._table[block.key]
         self._held -= len(data)
+        self._hold(block.key, -1, -len(data))
         block.data = None
         block.ahead = None
 
@@ -189,11 +192,18 @@ class BlockCache:
             )
 
     def holdings(self) -> dict[int, tuple[int, int]]:
-        """The blocks and bytes of each file, by the number that its keys begin with."""
-        sums: dict[int, tuple[int, int]] = {}
-        for block in list(self._table.values()):  # in one step, so that no lock is needed
-            key, data = block.key, block.data
-            if data is not None and isinstance(key, tuple):
-                blocks, size = sums.get(key[0], (0, 0))
-                sums[key[0]] = (blocks + 1, size + len(data))
-        return sums
+        """The blocks and bytes of each file that has any, by the number that its keys begin with."""
+        with self._lock:
+            return dict(self._holdings)
+
+    def _hold(self, key: Hashable, blocks: int, size: int) -> None:
+        # Called with the lock.
+        if not isinstance(key, tuple):
+            return
+        file = key[0]
+        had = self._holdings.get(file, (0, 0))
+        now = had[0] + blocks, had[1] + size
+        if now[0]:
+            self._holdings[file] = now
+        else:
+            del self._holdings[file]

@@ -26,7 +26,13 @@ class ControlFigures:
         self._metrics = catalog.context.metrics
         self._mounts = mounts
 
-    def _ask(self, wrapper: str, shape: Callable[[Collected, str | None], _Answer], wanted: str | None) -> _Answer:
+    def _ask(
+        self,
+        wrapper: str,
+        shape: Callable[[Collected, str | None], _Answer],
+        wanted: str | None,
+        heat: bool = False,
+    ) -> _Answer:
         name = None
         if wanted is not None:
             try:
@@ -35,7 +41,7 @@ class ControlFigures:
             except ControlError:
                 raise no_counter(wrapper) from None
         try:
-            return shape(self._metrics.collect(), name)
+            return shape(self._metrics.collect(heat), name)
         except nydus.NoCounter:
             raise no_counter(wrapper) from None
 
@@ -64,7 +70,7 @@ class ControlFigures:
 
     def pattern(self, wanted: str | None, top: int | None) -> list[dict[str, Any]]:
         """How often which stretch was wanted, at most `top` of them."""
-        return self._ask("Pattern", lambda collected, name: nydus.pattern(collected, name, top), wanted)
+        return self._ask("Pattern", lambda collected, name: nydus.pattern(collected, name, top), wanted, heat=True)
 
     def backend(self, wanted: str | None) -> dict[str, Any]:
         """Reads of snapshot files."""

@@ -155,7 +155,6 @@ class Running:
             "listeners": self.urls(),
             "default": self._catalog.default,
             "pid": os.getpid(),
-            "status": self.status(),
         }
 
     def status(self) -> list[str]:

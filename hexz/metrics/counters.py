@@ -278,8 +278,8 @@ class Metrics:
         """What is counted for `name`, if it is published."""
         return self._published.get(name)
 
-    def collect(self) -> Collected:
-        """Every figure now."""
+    def collect(self, heat: bool = False) -> Collected:
+        """Every figure now; how wanted the stretches of streams are only with `heat`, since these are many."""
         published = list(self._published.values())
         holdings = self.holdings()
         snapshots = {}
@@ -292,7 +292,7 @@ class Metrics:
                 total_ahead([file.ahead.collect() for file in files]),
                 sum(holdings.get(file.uid, (0, 0))[0] for file in files),
                 sum(holdings.get(file.uid, (0, 0))[1] for file in files),
-                one.file.heat.collect() if one.file else (),
+                one.file.heat.collect() if heat and one.file else (),
                 one.since,
             )
         return Collected(

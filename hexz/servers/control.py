@@ -66,11 +66,12 @@ class Machine(Protocol):
 
 
 class Facts(NamedTuple):
-    """What the daemon was started with and says of itself; `extra` gives facts beyond those of the API."""
+    """What the daemon was started with and says of itself: facts beyond those of the API, and lines for people."""
 
     own_id: str | None
     supervisor: str | None
     extra: Callable[[], dict[str, Any]]
+    status: Callable[[], list[str]]
 
 
 Query = Callable[[str], "str | None"]
@@ -152,12 +153,14 @@ class ControlApplication:
         return self._tell(self._mounts.instances())
 
     def _info_v2(self, query: Query, body: bytes) -> Response:
-        return self._tell(None)
+        return self._tell(None, {"status": self._facts.status()})
 
-    def _tell(self, instances: list[shapes.Instance] | None) -> Response:
+    def _tell(self, instances: list[shapes.Instance] | None, more: dict[str, Any] | None = None) -> Response:
         facts = self._facts
         state = self._machine.state.value
-        return json_response(shapes.daemon_info(facts.own_id, facts.supervisor, state, instances, facts.extra()))
+        return json_response(
+            shapes.daemon_info(facts.own_id, facts.supervisor, state, instances, {**facts.extra(), **(more or {})})
+        )
 
     def _configure(self, query: Query, body: bytes) -> Response:
         level = bodies.parse_log_level(body)

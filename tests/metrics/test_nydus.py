@@ -107,8 +107,8 @@ def meter_of(metrics: Metrics, name: str, *key: str) -> Any:
 
 def test_every_shape_with_nothing_counted_yet() -> None:
     check_all(Metrics().collect(), None)
-    check_all(example().collect(), None)
-    check_all(example().collect(), "/base")
+    check_all(example().collect(heat=True), None)
+    check_all(example().collect(heat=True), "/base")
 
 
 def test_requests_become_operations_of_a_file_system() -> None:
@@ -183,11 +183,11 @@ def test_pattern_and_latest() -> None:
     for start in (0, 1 << 20, 5 << 20, 5 << 20):
         heat.note("disk", start, start + 65536)
     heat.note("memory", 100, 200)
-    found = nydus.pattern(metrics.collect(), "/child")
+    found = nydus.pattern(metrics.collect(heat=True), "/child")
     assert [(one["ino"], one["nr_read"]) for one in found] == [
         (1 << 48, 1), ((1 << 48) + 1, 1), ((1 << 48) + 5, 2), (2 << 48, 1),
     ]  # fmt: skip
-    assert nydus.pattern(metrics.collect(), "child", top=1)[0]["offset"] == 5 << 20
+    assert nydus.pattern(metrics.collect(heat=True), "child", top=1)[0]["offset"] == 5 << 20
     assert nydus.latest(heat.fresh(clear=True)) == [[1 << 48, (1 << 48) + 1], [(1 << 48) + 5], [2 << 48]]
     assert nydus.latest(heat.fresh(clear=False)) == []
 
