@@ -15,10 +15,12 @@ from hexz import __version__
 from hexz.metrics.buckets import LATENCY_BOUNDS, SIZE_BOUNDS
 from hexz.metrics.figures import Collected, OperationFigures, SnapshotFigures
 from hexz.metrics.process import ProcessFigures
-from hexz.metrics.words import READ
+from hexz.metrics.words import CLOSE, OPEN, READ
 
 __all__ = ["CONTENT_TYPE", "exposition"]
 
+MOMENTS = (OPEN, CLOSE)
+"""Operations that take no time."""
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 Labels = dict[str, str]
@@ -129,7 +131,7 @@ def _requests(collected: Collected) -> Iterator[str]:
         "hexz_request_duration_seconds",
         "Time from the receipt of a request that ended ok to its last byte sent.",
         _LATENCY_EDGES,
-        ((labels, one.latencies, one.seconds) for labels, one in operations),
+        ((labels, one.latencies, one.seconds) for labels, one in operations if one.op not in MOMENTS),
     )
     yield from _histogram(
         "hexz_read_size_bytes",
@@ -227,7 +229,11 @@ def _connections(collected: Collected) -> Iterator[str]:
     yield from _gauge("hexz_connections", "Connections open.", by_protocol(now))
     yield from _counter("hexz_connections_accepted_total", "Connections taken.", by_protocol(accepted))
     yield from _counter("hexz_connections_refused_total", "Connections over the limit.", by_protocol(refused))
-    yield from _gauge("hexz_inflight_requests", "Requests under way that are not all cached.", by_protocol(flights))
+    yield from _gauge(
+        "hexz_inflight_requests",
+        "Requests under way that are not all cached; over HTTP this one too.",
+        by_protocol(flights),
+    )
     oldest = max((flight.age for flight in collected.flights), default=0.0)
     yield from _gauge("hexz_inflight_oldest_seconds", "Age of the oldest of them, or 0.", [({}, oldest)])
 
