@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from time import perf_counter
 
+from hexz.errors import HexzError
 from hexz.metrics.counters import FAST_S, SnapshotMetrics
 from hexz.metrics.waiting import waited
-from hexz.metrics.words import CLOSE, EXTENTS, FAILED, OK, OPEN, OTHER, PREFETCH, READ, REFUSED
+from hexz.metrics.words import ABORTED, CLOSE, EXTENTS, FAILED, OK, OPEN, OTHER, PREFETCH, READ, REFUSED
 from hexz.protocol.nbd import constants as c
 from hexz.snapshot import Stream
 
@@ -53,6 +54,12 @@ class Counting:
             cell.add(length, seconds)
         odd.clear()
         self.usual = cell.usual
+
+    def lost(self, count: int, error: OSError) -> None:
+        """`count` reads from the cache that the client, or a block that is gone and damaged, left without an answer."""
+        self.odd.clear()
+        for _ in range(count):
+            self.add(c.CMD_READ, FAILED if isinstance(error.__cause__, HexzError) else ABORTED, 0, self.began)
 
     def add(self, command: int, outcome: str, size: int, began: float, missing: int = 0) -> None:
         """A request of its own, received at `began` (``perf_counter``), which waited for `missing` bytes."""

@@ -158,7 +158,11 @@ class Outbox:
         """Send what `send_now` left."""
         late, self._late = self._late, []
         cached, self._late_cached = self._late_cached, 0
-        self._send_slowly(late, self._late_sent)
+        try:
+            self._send_slowly(late, self._late_sent)
+        except OSError as error:
+            self._counting.lost(cached, error)
+            raise
         if cached:
             self._counting.sent(cached)
 

@@ -143,6 +143,23 @@ def test_a_client_that_leaves_in_the_middle_leaves_nothing_under_way(
     assert both.metrics.collect().flights == []
 
 
+def test_replies_that_a_client_does_not_wait_for_are_aborted(both: Both) -> None:
+    count = 250
+    with Client(both.nbd) as client:
+        client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.go("")
+        client.read(0, BLOCK)
+        # Far more than the sockets take: once the first byte is here, the server waits for room.
+        client.send(b"".join(client.pack(c.CMD_READ, 0, BLOCK) for _ in range(count)))
+        client.sock.recv(1)
+        client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    until(lambda: both.operation("nbd", "close").ok == 1)
+    found = both.operation("nbd", "read")
+    assert found.outcomes["aborted"] > 0
+    assert found.ok + found.outcomes["aborted"] <= count + 1
+    assert found.ok == sum(found.sizes) == sum(found.latencies)
+
+
 def test_prefetching_counts_what_it_brought(both: Both) -> None:
     with Client(both.nbd) as client:
         client.go("")
