@@ -28,6 +28,8 @@ __all__ = ["ControlApplication", "Facts", "Machine", "NotAllowed"]
 log = logging.getLogger("hexz.control")
 
 LONGEST_DRAIN_S = 3600.0
+MAX_FIELDS = 100
+"""Most fields of a query."""
 PASSED_ON = frozenset({"/metrics", "/healthz", "/readyz"})
 """Routes that the control socket shares with the HTTP port."""
 SECRET_KEYS = frozenset({"registry_auth"})
@@ -144,7 +146,7 @@ class ControlApplication:
         found = self._routes.get((head.method, head.path))
         if found is None or found[0] is not bool(body):
             raise bad_request()
-        fields = parse_qs(head.query, keep_blank_values=True, max_num_fields=100) if head.query else {}
+        fields = _fields(head.query)
         return found[1](lambda key: fields.get(key, [None])[0], body)
 
     # The daemon
@@ -274,6 +276,14 @@ class ControlApplication:
         else:
             raise query_missing("domain_id")
         return DONE
+
+
+def _fields(query: str) -> dict[str, list[str]]:
+    """The fields of a query.  Raises: ControlError."""
+    try:
+        return parse_qs(query, keep_blank_values=True, max_num_fields=MAX_FIELDS)
+    except ValueError:
+        raise ControlError(400, "QUERY_STRING", f'QueryString("more than {MAX_FIELDS} fields")') from None
 
 
 def _read_body(request: Request) -> bytes:

@@ -64,7 +64,10 @@ def open_snapshot(path: str, context: OpenContext) -> Snapshot:
 
 
 def _open(path: str, context: OpenContext, family: _Family) -> Snapshot:
-    storage = LocalFile(os.path.realpath(path))
+    try:
+        storage = LocalFile(os.path.realpath(path))
+    except ValueError:
+        raise SnapshotNotFound(repr(path), "not a possible file name") from None
     shared = context.opened.get((storage.name, storage.identity))
     if shared is not None and storage.identity not in family.line and shared.retain():
         storage.close()

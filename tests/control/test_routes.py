@@ -62,6 +62,8 @@ def test_refusals_have_the_status_and_the_words_that_clients_look_for(daemon: Co
         ("POST", "/api/v1/mount?mountpoint=/a", {**MOUNT, "prefetch_files": "x"}, 400, "prefetch_files"),
         ("POST", "/api/v1/mount?mountpoint=/a", {**MOUNT, "fs_type": "ext4"}, 500, "ext4"),
         ("POST", "/api/v1/mount?mountpoint=/a", {**MOUNT, "config": "{"}, 500, "not JSON"),
+        ("POST", "/api/v1/mount?mountpoint=/a", {**MOUNT, "source": "/x\0"}, 500, "not a possible path"),
+        ("POST", "/api/v1/mount?mountpoint=/a", {**MOUNT, "source": "/x\ud800"}, 500, "not a possible path"),
         ("POST", "/api/v1/mount?mountpoint=/a", {**MOUNT, "source": "/no/such.hxz"}, 500, "/no/such.hxz: no such file"),
         ("POST", "/api/v1/mount?mountpoint=/a", {**MOUNT, "source": __file__}, 500, "Mount(MountFilesystem(Other("),
         ("POST", "/api/v1/mount?mountpoint=a", {**MOUNT, "source": str(other)}, 500, "must begin with /"),
@@ -76,6 +78,8 @@ def test_refusals_have_the_status_and_the_words_that_clients_look_for(daemon: Co
         ("DELETE", "/api/v1/mount?mountpoint=/no", None, 500, "doesn't exist"),
         ("DELETE", "/api/v1/mount?mountpoint=/snap&drain_timeout=x", None, 400, "drain_timeout"),
         ("PUT", "/api/v1/daemon", {}, 400, "missing field `log_level`"),
+        ("PUT", "/api/v1/daemon", b'{"log_level": ' + b"1" * 5000 + b"}", 400, "ParseBody(Error("),
+        ("GET", "/api/v1/daemon?" + "a&" * 101, None, 400, "QueryString"),
         ("PUT", "/api/v1/daemon", {"log_level": "loud"}, 500, "Configure(ResponsePayloadType"),
         ("PUT", "/api/v1/daemon/start", None, 400, 'Configure(DaemonAbnormal(UnexpectedEvent("Start")))'),
         ("PUT", "/api/v1/daemon/fuse/sendfd", None, 501, "Upgrade(DaemonAbnormal(Unsupported))"),
@@ -91,6 +95,11 @@ def test_refusals_have_the_status_and_the_words_that_clients_look_for(daemon: Co
             "PUT", "/api/v2/blobs", {"type": "bootstrap", "id": "b", "config": {"metadata_path": "/no/such"}}, 500,
             "no such file",
         ),
+        (
+            "PUT", "/api/v2/blobs", {"type": "bootstrap", "id": "b", "config": {"metadata_path": "/x\0"}}, 500,
+            "no possible path",
+        ),
+        ("PUT", "/api/v2/blobs", {"type": "bootstrap", "id": "b" * 1025, "config": None}, 500, "at most 1024"),
         ("PUT", "/api/v1/daemon", b"x" * ((1 << 20) + 1), 413, "at most"),
     ]  # fmt: skip
     for method, target, body, status, words in table:

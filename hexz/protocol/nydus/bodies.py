@@ -22,6 +22,8 @@ __all__ = [
 MAX_BODY = 1 << 20
 """Longest request body, bytes."""
 MAX_CONFIG_VALUE = 64 << 10
+MAX_ID = 1024
+"""Longest id of a blob or a domain, characters: they are kept."""
 FS_TYPES = ("", "hexz", "rafs", "passthrough", "passthroughfs", "passthrough_fs")
 """What clients call the kind of a mount; here they all mean a snapshot."""
 LOG_LEVELS = {"off": 60, "error": 40, "warn": 30, "info": 20, "debug": 10, "trace": 5}
@@ -50,7 +52,7 @@ def _parse_object(body: bytes) -> dict[str, Any]:
         value = json.loads(body)
     except json.JSONDecodeError as error:
         raise parse_error(error.msg, error.lineno, error.colno) from None
-    except (UnicodeDecodeError, RecursionError):
+    except (ValueError, RecursionError):  # no UTF-8, too deep, or a number beyond what Python converts
         raise parse_error("the body is not JSON in UTF-8") from None
     if not isinstance(value, dict):
         raise parse_error("invalid type: expected an object", 1, len(body))
@@ -80,9 +82,18 @@ def parse_mount(body: bytes) -> MountRequest:
         raise parse_error("invalid type: `prefetch_files` must be a list of strings", 1, len(body))
     if fs_type not in FS_TYPES:
         raise other("Mount", "InvalidArguments", f"filesystem type {fs_type} is not known", "INVALID_ARGUMENT")
-    if not source or "\0" in source:
-        raise other("Mount", "InvalidArguments", "source is empty", "INVALID_ARGUMENT")
+    if not _is_path(source):
+        raise other("Mount", "InvalidArguments", "source is not a possible path", "INVALID_ARGUMENT")
     return MountRequest(source, _own_options(config), bool(files))
+
+
+def _is_path(text: str) -> bool:
+    """Whether a file could have this name."""
+    try:
+        text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return False
+    return bool(text) and "\0" not in text
 
 
 def _own_options(config: str) -> dict[str, Any]:
@@ -140,14 +151,16 @@ def parse_blob(body: bytes) -> BlobRequest:
     kind = _text(value, "type", body)
     blob_id = _text(value, "id", body)
     domain_id = _text(value, "domain_id", body, "")
+    if max(len(blob_id), len(domain_id)) > MAX_ID:
+        raise other("CreateBlobObject", "InvalidArguments", f"an id has at most {MAX_ID} characters")
     if kind != "bootstrap":
         raise other("CreateBlobObject", "InvalidArguments", f"blobs of type {kind[:32]!r} are not possible")
     for key in ("config_v2", "config"):
         config = value.get(key)
         if isinstance(config, dict):
             path = config.get("metadata_path") or _cache_path(config)
-            if not isinstance(path, str) or not path:
-                raise other("CreateBlobObject", "InvalidArguments", "metadata_path is missing")
+            if not isinstance(path, str) or not _is_path(path):
+                raise other("CreateBlobObject", "InvalidArguments", "metadata_path is missing or no possible path")
             return BlobRequest(blob_id, domain_id, path)
     raise config_missing()
 
