@@ -399,6 +399,17 @@ def test_requests_that_are_none(server: Serving) -> None:
             assert (reply.status, error_of(reply)["Code"]) == (status, code)
 
 
+def test_pages_may_ask(snapshot_file: Path) -> None:
+    asks = {"Origin": "http://page.example", "Access-Control-Request-Method": "GET"}
+    with serving_s3({"snap": snapshot_file}, cors="*") as server, server.client() as client:
+        before = client.ask("OPTIONS", "/snap/disk", {**asks, "Access-Control-Request-Headers": "x-amz-date"})
+        assert before.status == 204
+        accepted = {name.strip().lower() for name in before.headers["access-control-allow-headers"].split(",")}
+        assert accepted >= {"authorization", "range", "x-amz-content-sha256", "x-amz-date", "amz-sdk-request"}
+        reply = client.ask("HEAD", "/snap/disk", {"Origin": "http://page.example"})
+        assert reply.headers["access-control-allow-origin"] == "*"
+
+
 def test_rate_limit(snapshot_file: Path) -> None:
     with serving_s3({"snap": snapshot_file}, limit="2") as server, server.client() as client:
         replies: list[Reply] = [client.ask("GET", "/snap/info.json") for _ in range(12)]

@@ -7,8 +7,13 @@ from hexz.protocol.http.responses import Response
 
 __all__ = ["Cors"]
 
-_EXPOSED = "Accept-Ranges, Content-Length, Content-Range, ETag, Last-Modified"
-_ACCEPTED = "Authorization, Range, If-Range, If-Match, If-None-Match, If-Modified-Since, If-Unmodified-Since"
+_EXPOSED = "Accept-Ranges, Content-Length, Content-Range, ETag, Last-Modified, X-Amz-Request-Id"
+_ACCEPTED = (
+    "Authorization, Range, If-Range, If-Match, If-None-Match, If-Modified-Since, If-Unmodified-Since, "
+    # What S3's clients send from a page.
+    "X-Amz-Content-Sha256, X-Amz-Date, X-Amz-User-Agent, X-Amz-Checksum-Mode, X-Amz-Object-Attributes, "
+    "Amz-Sdk-Invocation-Id, Amz-Sdk-Request"
+)
 
 
 class Cors:
