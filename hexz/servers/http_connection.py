@@ -233,7 +233,7 @@ class HttpConnection:
         token: str | None,
     ) -> None:
         """Be ready for another range of the same, if nothing about this request is out of the ordinary."""
-        plain = head.minor and not self._secure and not framing.chunked and "expect" not in head.headers
+        plain = head.minor and not framing.chunked and "expect" not in head.headers
         if plain and response.repeat is not None:
             self._again = Again.of(raw, response.repeat, self._extra, renewal)
             self._counting.prepare(response)
@@ -253,6 +253,10 @@ class HttpConnection:
         length = len(head)
         for view in views:
             length += len(view)
+        if self._secure:  # which needs a copy anyway, and nothing that the crowd could do
+            del views, answer
+            self._finish(again, Unsent(head, start, length - len(head), 0, began))
+            return True
         try:
             sent = self._sock.sendmsg((head, *views), (), socket.MSG_DONTWAIT)
         except BlockingIOError:
