@@ -45,21 +45,30 @@ class Crowd:
     def stay(self, fd: int, serve: Serve, summons: Summons | None) -> None:
         """Let the crowd call `serve` whenever `fd` can be read; returns once that was False or the `summons` called.
 
-        Raises: OSError when there are no descriptors left.
+        It returns at once while there are no descriptors or threads left for a crowd.
         """
         gate = threading.Lock()
         gate.acquire()
         with self._lock:
             if self._over:
                 return
-            if self._epoll is None:
-                self._epoll = select.epoll()
-                if summons is not None:
-                    self._epoll.register(summons, select.EPOLLIN)
-                threading.Thread(target=self._run, args=(self._epoll,), name="nbd crowd", daemon=True).start()
-            self._members[fd] = (serve, gate)
-            self._epoll.register(fd, select.EPOLLIN)
+            self._members[fd] = (serve, gate)  # before its first event
+            try:
+                epoll = self._epoll or self._gather(summons)
+                epoll.register(fd, select.EPOLLIN)
+            except (OSError, RuntimeError) as error:
+                del self._members[fd]
+                log.debug("no crowd: %s", error)
+                return
         gate.acquire()
+
+    def _gather(self, summons: Summons | None) -> select.epoll:
+        epoll = select.epoll()
+        if summons is not None:
+            epoll.register(summons, select.EPOLLIN)
+        threading.Thread(target=self._run, args=(epoll,), name="nbd crowd", daemon=True).start()
+        self._epoll = epoll
+        return epoll
 
     def _run(self, epoll: select.epoll) -> None:
         alone = 0

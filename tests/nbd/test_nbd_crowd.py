@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import random
 import socket
 import struct
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 
 from hexz.protocol.nbd import constants as c
+from hexz.servers import nbd_crowd
 from hexz.servers.base import Connection
 from hexz.servers.nbd_crowd import ALONE
 from tests.nbd.conftest import Exports
@@ -191,3 +193,31 @@ def test_members_go_to_a_successor_like_everybody_else(path: Path, exports: Expo
         until(lambda: len(given) == 3)
         assert given == [b"", b"", b""]
         assert members(server) == 0
+
+
+def test_without_descriptors_everybody_stays_in_a_thread_of_its_own(
+    path: Path, exports: Exports, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = threading.Event()
+
+    def none_left() -> None:
+        tried.set()
+        raise OSError(errno.EMFILE, "too many open files")
+
+    monkeypatch.setattr(nbd_crowd.select, "epoll", none_left)
+    with Serving(path) as server:
+        with server.client() as client, server.client() as other:
+            client.go()
+            other.go()
+            deadline = time.monotonic() + PATIENCE_S
+            while not tried.is_set():
+                assert time.monotonic() < deadline
+                for each in (client, other):
+                    assert each.read(1000, 100) == exports.disk[1000:1100]
+            for each in (client, other):
+                assert each.read(5, 100) == exports.disk[5:105]
+        monkeypatch.undo()
+        with server.client() as client, server.client() as other:
+            client.go()
+            other.go()
+            gather(server, exports, client, other)
