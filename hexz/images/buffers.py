@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
+from collections.abc import Iterator
 
-__all__ = ["BUFFER", "BUFFERS", "POOL", "BufferPool"]
+__all__ = ["BUFFER", "BUFFERS", "POOL", "SMALL", "BufferPool", "transfer_buffer"]
 
 BUFFER = 512 << 10
 """Bytes of a buffer: large enough that a request costs an NBD server little, small enough to stay in a core's cache."""
 BUFFERS = 32
 """How many there are, 16 MiB in all."""
+
+
+SMALL = 64 << 10
+"""Bytes of a buffer for a short transfer, and where no large one is free."""
 
 
 class BufferPool:
@@ -41,3 +47,13 @@ class BufferPool:
 
 
 POOL = BufferPool(BUFFERS, BUFFER)
+
+
+@contextlib.contextmanager
+def transfer_buffer(length: int) -> Iterator[memoryview]:
+    """A buffer to move `length` bytes through: a large one if they are many and one is free."""
+    taken = POOL.take(1) if length > SMALL else []
+    try:
+        yield taken[0] if taken else memoryview(bytearray(max(min(SMALL, length), 1)))
+    finally:
+        POOL.give_back(taken)

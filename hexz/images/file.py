@@ -12,12 +12,12 @@ from collections.abc import Generator, Iterator, Sequence
 
 from hexz.errors import NoSuchSnapshot, StorageError
 from hexz.images.backend import Abilities, Backend, BackendError, ImageExtent, Replacement, Session
+from hexz.images.buffers import transfer_buffer
 
 __all__ = ["FileBackend"]
 
 log = logging.getLogger("hexz.images")
 
-PIECE = 64 << 10
 DEFAULT_BLOCK = 4096
 QCOW2_MAGIC = b"QFI\xfb"
 
@@ -73,18 +73,18 @@ class FileSession(Session):
         self.abilities = Abilities(replace=not read_only, flush=not read_only)
 
     def read(self, offset: int, length: int) -> Generator[Sequence[memoryview], None, None]:
-        """The span in pieces of 64 KiB."""
-        buffer = memoryview(bytearray(min(PIECE, length)))
-        while length:
-            try:
-                got = os.preadv(self._file, [buffer[: min(PIECE, length)]], offset)
-            except OSError as error:
-                raise StorageError(self._path, offset, length, error.strerror or str(error)) from error
-            if not got:
-                raise StorageError(self._path, offset, length, "the file has become shorter")
-            yield (buffer[:got],)
-            offset += got
-            length -= got
+        """The span in pieces, as large as the buffer that is free."""
+        with transfer_buffer(length) as buffer:
+            while length:
+                try:
+                    got = os.preadv(self._file, [buffer[: min(len(buffer), length)]], offset)
+                except OSError as error:
+                    raise StorageError(self._path, offset, length, error.strerror or str(error)) from error
+                if not got:
+                    raise StorageError(self._path, offset, length, "the file has become shorter")
+                yield (buffer[:got],)
+                offset += got
+                length -= got
 
     def extents(self, offset: int, length: int, dirty: bool) -> Iterator[ImageExtent]:
         """Holes as the file system knows them; a file has no dirty bitmap, so all of it counts as dirty."""

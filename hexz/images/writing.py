@@ -6,12 +6,10 @@ from typing import Protocol
 
 from hexz.errors import BadRequest
 from hexz.images.backend import Replacement, Session
+from hexz.images.buffers import transfer_buffer
 from hexz.protocol.http.head import RequestError
 
 __all__ = ["Readable", "copy_body", "replace_all"]
-
-PIECE = 64 << 10
-"""Bytes gathered before they are written, cut where blocks of the image end."""
 
 
 class Readable(Protocol):
@@ -30,14 +28,14 @@ def copy_body(session: Session, offset: int, body: Readable, length: int) -> Non
 
     Raises: BadRequest when the body ends early: what came before stays written; what writing raises.
     """
-    buffer = bytearray(PIECE)
-    done = 0
-    while done < length:
-        # Up to the next multiple of PIECE, so that whole blocks are written at once.
-        size = min(PIECE - (offset + done) % PIECE, length - done)
-        _fill(memoryview(buffer)[:size], body, done)
-        session.write(offset + done, memoryview(buffer)[:size])
-        done += size
+    with transfer_buffer(length) as buffer:
+        done = 0
+        while done < length:
+            # Up to the next multiple of the buffer, so that whole blocks are written at once.
+            part = buffer[: min(len(buffer) - (offset + done) % len(buffer), length - done)]
+            _fill(part, body, done)
+            session.write(offset + done, part)
+            done += len(part)
 
 
 def replace_all(replacement: Replacement, body: Readable, length: int, flush: bool) -> None:
@@ -46,13 +44,13 @@ def replace_all(replacement: Replacement, body: Readable, length: int, flush: bo
     Raises: BadRequest when the body ends early; what writing raises.
     """
     try:
-        buffer = memoryview(bytearray(PIECE))
-        done = 0
-        while done < length:
-            part = buffer[: min(PIECE, length - done)]
-            _fill(part, body, done)
-            replacement.write(part)
-            done += len(part)
+        with transfer_buffer(length) as buffer:
+            done = 0
+            while done < length:
+                part = buffer[: min(len(buffer), length - done)]
+                _fill(part, body, done)
+                replacement.write(part)
+                done += len(part)
         replacement.commit(flush)
     finally:
         replacement.abort()
