@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,7 @@ import requests
 
 from tests import samples
 from tests.conftest import CORPUS
-from tests.peers import Server, need, run
+from tests.peers import ROOT, Server, need, run
 
 
 @pytest.fixture(scope="module")
@@ -263,16 +262,14 @@ def test_redbot_finds_nothing_wrong(snapshot_file: Path) -> None:
     pytest.importorskip("redbot", reason="needs the package redbot")
     with Server(snapshot_file, f"dir={CORPUS / '0.8.0-zstd-dir.hxz'}", "--http-port", 0) as server:
         etag = requests.head(f"{server.http}/disk", timeout=60).headers["ETag"].strip('"')
-
-        def check(route: str) -> list[str]:
-            url = server.http + route.format(etag=etag)
-            (entry,) = json.loads(run(sys.executable, "-m", "redbot.cli", "-o", "har", url).stdout)["log"]["entries"]
-            notes = entry["_red_messages"]
-            assert notes, url
-            return [f"{route}: {note['summary']}" for note in notes if note["level"] not in ("GOOD", "INFO")]
-
-        with ThreadPoolExecutor(4) as pool:
-            assert [note for notes in pool.map(check, ROUTES) for note in notes] == []
+        urls = [server.http + route.format(etag=etag) for route in ROUTES]
+        done = run(sys.executable, "-m", "tests.http.redbot_notes", *urls, cwd=ROOT, timeout=110)
+    checked = [json.loads(line) for line in done.stdout.splitlines()]
+    assert sorted(entry["url"] for entry in checked) == sorted(urls)
+    for entry in checked:
+        assert entry["status"] == (404 if entry["url"].endswith("/nothing") else 200)
+        assert entry["notes"]
+        assert [note for level, note in entry["notes"] if level not in ("GOOD", "INFO")] == [], entry["url"]
 
 
 def test_large_answers_are_whole(tmp_path: Path) -> None:
