@@ -11,6 +11,7 @@ from hexz.catalog import Catalog
 from hexz.config import Settings, parse_arguments
 from hexz.daemon.asking import ask_daemon, control_socket_of
 from hexz.daemon.detach import Readiness, Report, detach, fill_standard_descriptors
+from hexz.daemon.heap import share_heap
 from hexz.daemon.logs import set_up_logging
 from hexz.daemon.pidfile import PidFile, running_pid, stop_running
 from hexz.daemon.places import default_pid_file, take_places
@@ -104,6 +105,7 @@ def _print_status(control: str | None, pid: int | None) -> int:
 def _serve(settings: Settings, readiness: Readiness, notifier: Notifier) -> int:
     options = settings.options
     set_up_logging(options.log_level, split=readiness.detached)
+    share_heap()
     held: list[PidFile] = []
     catalog: Catalog | None = None
     try:
