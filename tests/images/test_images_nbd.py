@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import http.client
 import json
+import random
 import re
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -217,3 +219,35 @@ def test_an_export_that_is_not_there_is_a_bad_gateway(house: House, tmp_path: Pa
         house.register("other", socket=str(peer.socket), export="nothing")
         status, _, body = house.ask("OPTIONS", "/other")
         assert status == 502 and "no export 'nothing'" in json.loads(body)["error"]
+
+
+def test_many_readers_at_once_get_their_own_bytes(house: House, tmp_path: Path) -> None:
+    """Buffers go from one transfer to the next: none is let go before its bytes were sent."""
+    raw = house.files / "shared.raw"
+    content = samples.image(SIZE, seed=42)
+    raw.write_bytes(content)
+    house.register("file", backend="file", file=str(raw), max_readers=64)
+    wrong: list[object] = []
+
+    def read(number: int) -> None:
+        source = random.Random(number)
+        for _ in range(12):
+            start = source.randrange(SIZE)
+            length = min(source.choice((100, 70_000, 3_000_000, SIZE)), SIZE - start)
+            connection = http.client.HTTPConnection(*house.address, timeout=60)
+            place = {"Range": f"bytes={start}-{start + length - 1}"}
+            connection.request("GET", f"/images/{source.choice(('many', 'file'))}", headers=place)
+            answer = connection.getresponse()
+            got = answer.read(source.randrange(length) if source.random() < 0.3 else length)
+            connection.close()  # in the middle, sometimes
+            if answer.status != 206 or got != content[start : start + len(got)]:
+                wrong.append((number, start, length, answer.status))
+
+    with qemu_nbd(tmp_path / "nbd.sock", raw, "raw", "-r", "-e", "64") as peer:
+        house.register("many", socket=str(peer.socket), export="disk", max_readers=64)
+        threads = [threading.Thread(target=read, args=(number,)) for number in range(24)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert not wrong
