@@ -8,7 +8,7 @@ from hexz.images.backend import coalesced
 from hexz.images.hexz import HexzSession
 from hexz.metrics.words import EXTENTS
 from hexz.protocol.http.conditions import Validators
-from hexz.protocol.http.responses import Representation, Response, represent
+from hexz.protocol.http.responses import REVALIDATE, VOLATILE, Representation, Response, represent
 from hexz.protocol.images import extents_json, number, span_of
 from hexz.servers.images_bodies import Spool
 from hexz.servers.images_requests import Resource, json_answer
@@ -39,11 +39,12 @@ class Extents(Resource):
         self.stack.callback(spool.close)
         for part in extents_json(coalesced(session.extents(start, length, dirty)), dirty):
             spool.add(part)
-        validators = None
+        validators, kept = None, VOLATILE
         if isinstance(session, HexzSession):
+            kept = REVALIDATE
             tag = f"{session.stream.etag}-{context}-{start}-{length}"
             validators = Validators(tag, session.stream.snapshot.mtime)
-        return represent(self.head, Representation(spool, spool.length, "application/json", validators))
+        return represent(self.head, Representation(spool, spool.length, "application/json", validators, (kept,)))
 
 
 class Checksum(Resource):

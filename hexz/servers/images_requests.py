@@ -11,7 +11,7 @@ from hexz.images.hexz import HexzSession
 from hexz.images.registry import Image
 from hexz.metrics import Purpose
 from hexz.metrics.words import INFO, WRITE
-from hexz.protocol.http.responses import Piece, Response
+from hexz.protocol.http.responses import VOLATILE, Piece, Response
 from hexz.protocol.images import parse_query
 from hexz.servers.http_connection import Request
 
@@ -33,7 +33,7 @@ class Refusal(Exception):
 def json_answer(value: Any, status: int = 200, *headers: tuple[str, str]) -> Response:
     """`value` as a response in JSON."""
     body = json.dumps(value, separators=(",", ":")).encode()
-    kind = (("Content-Type", "application/json"), ("Accept-Ranges", "bytes"))
+    kind = (("Content-Type", "application/json"), VOLATILE, ("Accept-Ranges", "bytes"))
     return Response(status, (*kind, *headers), (body,), len(body))
 
 

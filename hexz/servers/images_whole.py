@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 
 from hexz.errors import BadRequest
 from hexz.images.backend import Session
@@ -11,7 +12,7 @@ from hexz.images.writing import copy_body, replace_all
 from hexz.metrics.words import READ
 from hexz.protocol.http.conditions import Validators
 from hexz.protocol.http.ranges import Unsatisfiable, parse_range
-from hexz.protocol.http.responses import Piece, Representation, Response, Source, represent
+from hexz.protocol.http.responses import REVALIDATE, VOLATILE, Piece, Representation, Response, Source, represent
 from hexz.protocol.images import MAX_OPERATION, Zero, flag, parse_content_range, parse_operation
 from hexz.servers.images_bodies import SessionSource
 from hexz.servers.images_requests import Refusal, Resource, json_answer
@@ -20,6 +21,7 @@ __all__ = ["Whole"]
 
 FIRST_READ = 64 << 10
 """Bytes read before the head is sent, so that trouble is an error and not a short body."""
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9._-]+")
 
 
 class Whole(Resource):
@@ -64,16 +66,17 @@ class Whole(Resource):
         """The image or ranges of it, streamed; whatever length is asked."""
         session = self.open(turn=self.head.method == "GET")
         source = self.stack.enter_context(contextlib.closing(SessionSource(session)))
-        validators = None
+        validators, kept = None, VOLATILE
         if isinstance(session, HexzSession):
-            validators = Validators(session.stream.etag, session.stream.snapshot.mtime)
-        disposition = ("Content-Disposition", "attachment")
-        representation = Representation(source, session.size, "application/octet-stream", validators, (disposition,))
+            validators, kept = Validators(session.stream.etag, session.stream.snapshot.mtime), REVALIDATE
+        named = f'; filename="{self.image.id}"' if _PLAIN_NAME.fullmatch(self.image.id) else ""
+        headers = (("Content-Disposition", f"attachment{named}"), kept)
+        representation = Representation(source, session.size, "application/octet-stream", validators, headers)
         response = represent(self.head, representation)
         if response.status >= 400:
-            kept = [header for header in response.headers if header[0] != "Content-Type"]
+            left = [header for header in response.headers if header[0] not in ("Content-Type", "Cache-Control")]
             reason = "range not satisfiable" if response.status == 416 else "the precondition does not hold"
-            raise Refusal(response.status, reason, *kept)
+            raise Refusal(response.status, reason, *left)
         pieces = [part for part in response.body if isinstance(part, Piece) and part.length]
         if pieces and self.head.method == "GET":
             first = pieces[0]

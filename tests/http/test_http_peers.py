@@ -254,7 +254,8 @@ def test_nginx_caches_slices(snapshot_file: Path, disk: bytes, tmp_path: Path) -
 ROUTES = [
     "/", "/disk", "/memory", "/info", "/extents", "/snapshots", "/snap.hxz", "/snapshots/snap/disk",
     "/snapshots/snap/info", "/snapshots/snap/extents", "/snapshots/dir/files/", "/snapshots/dir/files/disk",
-    "/disk?v={etag}", "/metrics", "/healthz", "/readyz", "/nothing",
+    "/disk?v={etag}", "/metrics", "/healthz", "/readyz", "/images/snap", "/images/snap/extents",
+    "/nothing",
 ]  # fmt: skip
 
 
