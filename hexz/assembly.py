@@ -31,7 +31,7 @@ __all__ = ["assemble", "open_catalog"]
 
 
 def open_catalog(settings: Settings) -> Catalog:
-    """Open every snapshot that the command line names.
+    """Open every snapshot that the command line names, but for a successor: it gets those of the other process.
 
     Raises: the SnapshotError of the first that cannot be opened; ConfigError, UsageError.
     """
@@ -39,7 +39,7 @@ def open_catalog(settings: Settings) -> Catalog:
     password = read_password(options.password_file or credential("password"))
     context = new_context(options.cache_size, password, tuple(map(os.path.abspath, options.parent_dir)))
     catalog = Catalog(context)
-    for name, path in find_sources(settings.snapshots):
+    for name, path in () if options.upgrade else find_sources(settings.snapshots):
         catalog.add(name, path)
     return catalog
 
@@ -61,8 +61,8 @@ def assemble(
             services[protocol] = _service(protocol, catalog, settings, running)
         return services[protocol]
 
-    def listener_on(protocol: str, sock: socket.socket, own_path: str | None) -> Listener:
-        return Listener(sock, service(protocol), options.max_connections, own_path)
+    def listener_on(protocol: str, sock: socket.socket, own_path: str | None, inode: int) -> Listener:
+        return Listener(sock, service(protocol), options.max_connections, own_path, inode=inode)
 
     catalog.context.metrics.listeners = front.figures
     mounts = MountTable(catalog, options.control_root, catalog.context.metrics.events.add)
@@ -88,7 +88,7 @@ def _listeners(
     activated = _sort(passed, settings, kept)
     if activated:
         for protocol, sock in activated:
-            listener = listener_on(protocol, sock, None)
+            listener = listener_on(protocol, sock, None, 0)
             listener.shared = True
             yield protocol, listener
         return
@@ -100,7 +100,7 @@ def _listeners(
     kept.drop_rest()
     for protocol, number, address, taken in places:
         own_path = address.path if isinstance(address, UnixAddress) else None
-        listener = listener_on(protocol, taken or open_socket(address), own_path)
+        listener = listener_on(protocol, taken or open_socket(address), own_path, 0)
         listener.shared = notifier.managed
         kept.keep(protocol, number, address, listener.sock)
         yield protocol, listener
@@ -141,6 +141,8 @@ def _sort(passed: list[tuple[str, socket.socket]], settings: Settings, kept: Kep
 
 
 def _service(protocol: str, catalog: Catalog, settings: Settings, running: Running) -> Service:
+    if protocol not in DEFAULT_PORTS:
+        raise ConfigError(f"there is no protocol {protocol!r} here")
     # Imported here so that a host pays only for the protocols that it serves.
     from hexz.servers.tls import TlsContext
 

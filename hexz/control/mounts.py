@@ -133,9 +133,9 @@ class MountTable:
         """
         try:
             for one in exported["snapshots"]:
-                self._catalog.add(str(one["name"]), str(one["path"]), bool(one["mounted"]))
+                self._catalog.add(one["name"], one["path"], bool(one.get("mounted")))
             if exported.get("default") is not None:
-                self._catalog.make_default(str(exported["default"]))
+                self._catalog.make_default(exported["default"])
         except HexzError:
             self._catalog.close()
             raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import socket
@@ -11,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from hexz.control.mounts import MountTable
-from hexz.errors import HexzError, SystemFailure
+from hexz.errors import SystemFailure
 from hexz.protocol.nydus.machine import Event, State, follow
 from hexz.protocol.nydus.upgrade import HandoverError, pack_state, parse_state
 from hexz.servers.base import Connection, Front, Listener
@@ -27,8 +28,8 @@ REPLY_MARGIN_S = 5.0
 """How much longer than the drain `exit` waits for it."""
 HANDED_OVER_S = 2.0
 """How long `exit` waits when a successor takes over; what waits for a request is given away in half of it."""
-MakeListener = Callable[[str, socket.socket, "str | None"], Listener]
-"""Protocol, listening socket, and the path to remove at the end, to a listener that nobody accepts on yet."""
+MakeListener = Callable[[str, socket.socket, "str | None", int], Listener]
+"""Protocol, listening socket, the path to remove at the end and its inode, to a listener that nobody accepts on yet."""
 
 
 class Lifecycle:
@@ -56,11 +57,13 @@ class Lifecycle:
         self.inherited: list[tuple[str, str]] = []
         """(name, path) of the snapshots that the other process had been started with."""
         self._bag: Bag | None = None
-        self._exiting = False  # by `exit`: a successor goes on; written under _step
+        self._sent = False  # the supervisor has the bag; written under _step
+        self._exiting = False  # by `exit`: a successor goes on; set once
         self._drain_s: float | None = None
         self._finished = threading.Event()
         # Held by whoever goes from one state to the next, also across I/O: nobody ever waits for it.
         self._step = threading.Lock()
+        self._state_lock = threading.Lock()  # held while `state` is looked at and changed
 
     def add(self, protocol: str, listener: Listener) -> None:
         """Serve on `listener` from now on; before the accept loop runs, or in its thread."""
@@ -74,6 +77,11 @@ class Lifecycle:
             raise NotAllowed(event, 400, f'UnexpectedEvent("{event.value}")')
         return state
 
+    def _go(self, event: Event) -> None:
+        """Be in the state after `event`, unless something came in between.  Raises: NotAllowed."""
+        with self._state_lock:
+            self.state = self._advance(event)
+
     def _enter(self, event: Event) -> None:
         if not self._step.acquire(blocking=False):
             raise NotAllowed(event, 503, "NotReady")
@@ -85,9 +93,8 @@ class Lifecycle:
         """
         self._enter(Event.START)
         try:
-            after = self._advance(Event.START)
+            self._go(Event.START)
             self._front.call(self._accept)
-            self.state = after
             log.info("started: accepting on %s", ", ".join(listener.url for _, listener in self.listeners))
         finally:
             self._step.release()
@@ -110,7 +117,8 @@ class Lifecycle:
         try:
             if self._bag is None:
                 self._bag = Bag(self.listeners)
-            send_state(self._supervisor, pack_state(self._mounts.export()), self._bag.fileno())
+            send_state(self._supervisor, pack_state(self._mounts.export()), self._bag)
+            self._sent = True
         finally:
             self._step.release()
 
@@ -123,7 +131,7 @@ class Lifecycle:
             raise NotAllowed(Event.TAKEOVER, 501, "Unsupported")
         self._enter(Event.TAKEOVER)
         try:
-            after = self._advance(Event.TAKEOVER)
+            self._advance(Event.TAKEOVER)
             state, bag = fetch_state(self._supervisor)
             try:
                 self._restore(parse_state(state), bag)
@@ -131,27 +139,26 @@ class Lifecycle:
                 raise SystemFailure(str(error)) from None
             finally:
                 os.close(bag)
-            self.state = after
             log.info("took over %d snapshots and %d listeners", len(self._mounts.instances()), len(self.listeners))
         finally:
             self._step.release()
 
     def _restore(self, exported: dict[str, Any], bag: int) -> None:
         channel, sockets = open_bag(bag)
-        try:
-            self._mounts.restore(exported)
-        except HexzError:
-            channel.close()
+        with contextlib.ExitStack() as on_failure:
+            on_failure.callback(channel.close)
             for _, sock in sockets:
-                sock.close()
-            raise
-        listeners = []
-        for given, sock in sockets:
-            listener = self._make_listener(given.protocol, sock, given.own_path)
-            listener.summons = self._front.summons
-            listeners.append((given.protocol, listener))
+                on_failure.callback(sock.close)
+            listeners = []
+            for given, sock in sockets:
+                listener = self._make_listener(given.protocol, sock, given.own_path, given.inode)
+                listener.summons = self._front.summons
+                listeners.append((given.protocol, listener))
+            self._mounts.restore(exported)  # last, because it undoes its own failure
+            self.inherited = [(one["name"], one["path"]) for one in exported["snapshots"] if not one.get("mounted")]
+            self._go(Event.TAKEOVER)
+            on_failure.pop_all()
         self.listeners = listeners
-        self.inherited = [(one["name"], one["path"]) for one in exported["snapshots"] if not one["mounted"]]
         channel.adopt_into([listener for _, listener in listeners])
 
     def exit(self, drain_s: float | None = None) -> None:
@@ -160,12 +167,12 @@ class Lifecycle:
         After `send_state` the connections go to the successor, and the sockets' names stay.  Then it returns
         soon, while long responses still run: until the successor starts, new clients wait.
         """
-        self.state = self._advance(Event.EXIT)
+        self._go(Event.EXIT)
         if drain_s is not None:
             self._drain_s = drain_s
         self._exiting = True
         self._front.stop()
-        patience = HANDED_OVER_S if self._bag is not None else (drain_s or LONGEST_DRAIN_S) + REPLY_MARGIN_S
+        patience = HANDED_OVER_S if self._sent else (drain_s or LONGEST_DRAIN_S) + REPLY_MARGIN_S
         self._finished.wait(patience)
 
     def finish(self, drain_s: float, hurry: Callable[[], bool]) -> bool:
@@ -173,13 +180,17 @@ class Lifecycle:
 
         In the thread of the accept loop, after it has ended.
         """
-        self.state = State.STOPPED
+        with self._state_lock:
+            self.state = State.STOPPED
         deadline = time.monotonic() + (drain_s if self._drain_s is None else self._drain_s)
         bag = self._bag
         for _, listener in self.listeners:
             if listener not in self._front.listeners:
+                listener.shared = True  # whoever was to be followed may still serve on it
                 self._front.add(listener)  # held, and never accepted on: it is closed with the others
-        if bag is not None and self._exiting:
+            elif bag is not None and bag.taken:
+                listener.shared = True
+        if bag is not None and self._sent and self._exiting:
 
             def give(connection: Connection, state: dict[str, Any], received: bytes) -> bool:
                 return bag.give(connection, state, received, deadline)

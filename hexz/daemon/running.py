@@ -132,6 +132,8 @@ class Running:
         self._notifier.ready(self.summary())
 
     def _reload_snapshots(self) -> None:
+        if self._lifecycle is not None and self._lifecycle.state is State.INIT:
+            return  # what there is to serve is not known yet
         inherited = self._lifecycle.inherited if self._lifecycle is not None else []
         done = self._catalog.sync(lambda: self._find_sources() or inherited)
         log.info(

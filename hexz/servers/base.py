@@ -160,9 +160,11 @@ class Listener:
         max_connections: int = DEFAULT_MAX_CONNECTIONS,
         own_path: str | None = None,
         shared: bool = False,
+        inode: int = 0,
     ) -> None:
         """`own_path` is the unix socket to remove at the end; sockets passed by a supervisor have none.
 
+        Only as long as it has `inode`, by default the one that it has now: the name may lead to another socket.
         `shared`: somebody else holds the socket too, and connections that wait at the end are for the successor.
         """
         sock.setblocking(False)
@@ -179,7 +181,7 @@ class Listener:
         self.give: Give | None = None  # set before the summons is called
         self._lock = threading.Lock()
         self.own_path = own_path
-        self._inode = os.lstat(own_path).st_ino if own_path else 0
+        self.inode = inode or (os.lstat(own_path).st_ino if own_path else 0)
 
     @classmethod
     def open(cls, address: Address, service: Service, max_connections: int = DEFAULT_MAX_CONNECTIONS) -> Listener:
@@ -269,8 +271,8 @@ class Listener:
             return
         self.draining = True
         if self.own_path is not None and not self.shared:
-            unlink_socket(self.own_path, self._inode)
-        if not self.shared:
+            unlink_socket(self.own_path, self.inode)
+        if not self.shared and self.sock.fileno() >= 0:
             with contextlib.suppress(OSError):  # the rest is refused, as all that come later
                 self.accept(BACKLOG)  # closing would reset those that wait
         self.sock.close()

@@ -61,7 +61,7 @@ class Bag:
         self._numbers = {id(listener): number for number, (_, listener) in enumerate(listeners)}
         self._sending, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         filling, self._bag = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        message = pack_listeners([GivenListener(protocol, one.own_path) for protocol, one in listeners])
+        message = pack_listeners([GivenListener(protocol, one.own_path, one.inode) for protocol, one in listeners])
         fds = [theirs.fileno(), *(listener.sock.fileno() for _, listener in listeners)]
         try:
             filling.sendmsg([message], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))])
@@ -74,6 +74,13 @@ class Bag:
     def fileno(self) -> int:
         """The descriptor that a supervisor keeps."""
         return self._bag.fileno()
+
+    @property
+    def taken(self) -> bool:
+        """A successor holds the sockets: it ended the channel's other direction."""
+        poll = select.poll()
+        poll.register(self._sending, select.POLLRDHUP)
+        return bool(poll.poll(0))
 
     def give(self, connection: Connection, state: dict[str, Any], received: bytes, deadline: float) -> bool:
         """Push a live connection into the channel before `deadline` (monotonic); False when nobody could take it."""
@@ -114,6 +121,9 @@ class Channel:
 
     def adopt_into(self, listeners: Sequence[Listener]) -> None:
         """Serve every connection that comes, in a thread of its own, until the old process has ended."""
+        with contextlib.suppress(OSError):  # it has ended, which needs no word
+            # No message: what lies unread when the other end closes would have this one reset.
+            self._sock.shutdown(socket.SHUT_WR)
         threading.Thread(target=self._run, args=(listeners,), name="adopting", daemon=True).start()
 
     def _run(self, listeners: Sequence[Listener]) -> None:
@@ -153,13 +163,13 @@ def open_bag(bag: int) -> tuple[Channel, list[tuple[GivenListener, socket.socket
 
     Raises: HandoverError.
     """
-    with socket.socket(fileno=os.dup(bag)) as sock:
-        sock.setblocking(False)
-        try:
+    try:
+        with _as_sockets([os.dup(bag)])[0] as sock:
+            sock.setblocking(False)
             data, fds = _receive(sock, MAX_MESSAGE, MAX_FDS, socket.MSG_PEEK)
-        except OSError as error:
-            raise HandoverError(f"the sockets cannot be taken out: {error.strerror}") from None
-    sockets = [socket.socket(fileno=fd) for fd in fds]
+        sockets = _as_sockets(fds)
+    except OSError as error:
+        raise HandoverError(f"the sockets cannot be taken out: {error.strerror}") from None
     try:
         listeners = parse_listeners(data)
         if len(sockets) != len(listeners) + 1:
@@ -169,6 +179,20 @@ def open_bag(bag: int) -> tuple[Channel, list[tuple[GivenListener, socket.socket
             one.close()
         raise
     return Channel(sockets[0]), list(zip(listeners, sockets[1:]))
+
+
+def _as_sockets(fds: list[int]) -> list[socket.socket]:
+    """Sockets that own `fds`.  Raises: OSError when one is none, and then all are closed."""
+    sockets: list[socket.socket] = []
+    try:
+        for fd in fds:
+            sockets.append(socket.socket(fileno=fd))
+    except OSError:
+        _close_all(fds[len(sockets) :])
+        for one in sockets:
+            one.close()
+        raise
+    return sockets
 
 
 def _receive(sock: socket.socket, size: int, most: int, flags: int = 0) -> tuple[bytes, list[int]]:
@@ -205,7 +229,7 @@ def _connect(path: str, deadline: float) -> socket.socket:
             raise SystemFailure(f"{path}: the supervisor cannot be reached: {error.strerror or error}") from error
 
 
-def send_state(path: str, state: bytes, fd: int) -> None:
+def send_state(path: str, state: bytes, bag: Bag) -> None:
     """Give the supervisor the state and the one descriptor to keep.
 
     Raises: SystemFailure.
@@ -213,7 +237,8 @@ def send_state(path: str, state: bytes, fd: int) -> None:
     deadline = time.monotonic() + SUPERVISOR_S
     with _connect(path, deadline) as sock:
         try:
-            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))]
+            # Asked for only now: an exit may have closed it since.
+            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [bag.fileno()]))]
             sent = sock.sendmsg([state], rights)
             sock.settimeout(max(deadline - time.monotonic(), RETRY_S))
             sock.sendall(state[sent:])
@@ -227,21 +252,24 @@ def fetch_state(path: str) -> tuple[bytes, int]:
     Raises: SystemFailure.
     """
     deadline = time.monotonic() + SUPERVISOR_S
-    parts: list[bytes] = []
+    state = bytearray()
     kept: list[int] = []
     with _connect(path, deadline) as sock, contextlib.ExitStack() as on_failure:
         on_failure.callback(_close_all, kept)
         try:
-            while sum(map(len, parts)) <= MAX_STATE:
-                sock.settimeout(max(deadline - time.monotonic(), RETRY_S))
+            while len(state) <= MAX_STATE:
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    raise TimeoutError("timed out")
+                sock.settimeout(left)
                 data, fds = _receive(sock, MAX_MESSAGE, MAX_PASSED)
                 kept += fds
                 if not data:
                     break
-                parts.append(data)
+                state += data
         except OSError as error:
             raise SystemFailure(f"{path}: the supervisor did not send the state: {error}") from error
-        if len(kept) != 1 or sum(map(len, parts)) > MAX_STATE:
+        if len(kept) != 1 or len(state) > MAX_STATE:
             raise SystemFailure(f"{path}: the supervisor has no state to take over")
         on_failure.pop_all()
-    return b"".join(parts), kept[0]
+    return bytes(state), kept[0]

@@ -37,10 +37,11 @@ class HandoverError(ValueError):
 
 
 class GivenListener(NamedTuple):
-    """A listening socket's protocol, and its path if it is a unix socket of our own."""
+    """A listening socket's protocol, and its path with that one's inode if it is a unix socket of our own."""
 
     protocol: str
     own_path: str | None
+    inode: int
 
 
 class GivenConnection(NamedTuple):
@@ -81,8 +82,10 @@ def parse_state(data: bytes) -> dict[str, Any]:
     if not isinstance(mounts, dict) or not isinstance(entries, list):
         raise HandoverError("the state has no mounts")
     for entry in entries:
-        if not isinstance(entry, dict) or not {"name", "path", "mounted"} <= entry.keys():
+        if not isinstance(entry, dict) or not all(isinstance(entry.get(key), str) for key in ("name", "path")):
             raise HandoverError("the state has a mount without name or path")
+    if not all(isinstance(mounts.get(key), (str, type(None))) for key in ("default", "root")):
+        raise HandoverError("the state's default is no name")
     return mounts
 
 
@@ -98,9 +101,15 @@ def parse_listeners(data: bytes) -> list[GivenListener]:
     """
     entries = _parse(data).get("listeners")
     try:
-        return [GivenListener(str(entry["protocol"]), entry["own_path"]) for entry in entries or ()]
+        return [_listener(entry["protocol"], entry["own_path"], entry["inode"]) for entry in entries or ()]
     except (TypeError, KeyError):
         raise HandoverError("the listeners make no sense") from None
+
+
+def _listener(protocol: object, own_path: object, inode: object) -> GivenListener:
+    if isinstance(protocol, str) and isinstance(own_path, (str, type(None))) and isinstance(inode, int):
+        return GivenListener(protocol, own_path, inode)
+    raise TypeError
 
 
 def pack_connection(given: GivenConnection) -> bytes:

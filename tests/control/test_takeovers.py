@@ -1,0 +1,183 @@
+"""Replacements that do not go by the book: failed halves, early ends, states that make no sense."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from hexz.errors import SystemFailure
+from hexz.servers import handover
+from tests.control.clients import WAIT_S, Controlled, Supervisor, ask, done, wait_for
+from tests.control.test_upgrade import Chain
+from tests.peers import need, run
+
+
+@pytest.fixture
+def supervisor(tmp_path: Path) -> Iterator[Supervisor]:
+    keeping = Supervisor(tmp_path / "supervisor.sock")
+    yield keeping
+    keeping.close()
+
+
+@pytest.fixture
+def http_socket(tmp_path: Path) -> Path:
+    return tmp_path / "http.sock"
+
+
+def answers(http_socket: Path) -> bool:
+    """Whether a daemon serves at a unix socket."""
+    curl = (need("curl", "curl"), "-sf", "--max-time", "30", "--unix-socket", http_socket, "http://x/info")
+    return run(*curl, check=False).returncode == 0
+
+
+def descriptors(daemon: Controlled) -> int:
+    return len(os.listdir(f"/proc/{daemon.process.pid}/fd"))
+
+
+def test_states_that_make_no_sense_change_nothing(
+    tmp_path: Path, supervisor: Supervisor, snapshot_file: Path, http_socket: Path
+) -> None:
+    chain = Chain(tmp_path, supervisor, "--http-socket", http_socket, snapshot_file)
+    done(supervisor.receive(chain.now.control))
+    good = supervisor.state
+    new = chain.successor()
+    assert supervisor.send_refused(new.control).status == 500  # nobody listens; everything is loaded now
+    before = descriptors(new)
+    state = json.loads(good)
+    (entry,) = state["mounts"]["snapshots"]
+    for odd in (
+        {**state["mounts"], "snapshots": [entry, {**entry, "path": "/x\0"}]},
+        {**state["mounts"], "snapshots": [entry, {**entry, "name": "other", "path": 5}]},
+        {**state["mounts"], "snapshots": [entry, {**entry, "name": "../x"}]},
+        {**state["mounts"], "snapshots": [entry, entry]},
+        {**state["mounts"], "default": "nobody"},
+        {**state["mounts"], "default": ["snap"]},
+        {**state["mounts"], "root": {}},
+    ):
+        supervisor.state = json.dumps({**state, "mounts": odd}).encode()
+        refused = supervisor.send(new.control)
+        assert refused.status == 500 and "Upgrade(DaemonAbnormal(" in refused.message, (odd, refused.body)
+        info = new.ask("GET", "/api/v1/daemon").json
+        assert (info["state"], info["backend_collection"]) == ("INIT", {}), odd
+    kept, supervisor.fd = supervisor.fd, os.open(snapshot_file, os.O_RDONLY)
+    supervisor.state = good
+    refused = supervisor.send(new.control)
+    assert refused.status == 500 and "Upgrade(DaemonAbnormal(" in refused.message
+    os.close(supervisor.fd)
+    supervisor.fd = kept
+    wait_for(lambda: descriptors(new) <= before + 1)  # one is the connection that asks
+    done(supervisor.send(new.control))
+    new.stop()
+    chain.now.stop()
+
+
+def test_settings_that_do_not_fit_leave_the_successor_as_it_was(
+    tmp_path: Path, supervisor: Supervisor, snapshot_file: Path
+) -> None:
+    tokens = tmp_path / "tokens"
+    chain = Chain(tmp_path, supervisor, "--http-port", 0, snapshot_file)
+    done(supervisor.receive(chain.now.control))
+    arguments = ("--supervisor", supervisor.path, "--upgrade", "--token-file", tokens)
+    # The snapshots of its arguments are for reloads: what is served comes from the other process.
+    with Controlled(tmp_path / "new.sock", *arguments, snapshot_file) as new:
+        new.process.send_signal(signal.SIGHUP)
+        refused = supervisor.send(new.control)
+        assert refused.status == 500 and str(tokens) in refused.message
+        assert new.ask("GET", "/api/v1/daemon").json["backend_collection"] == {}
+        tokens.write_text("somebody 0123456789abcdef\n")
+        tokens.chmod(0o600)
+        done(supervisor.send(new.control))
+        assert new.state == "READY"
+    chain.now.stop()
+
+
+def test_a_successor_that_ends_before_its_start_leaves_the_other_alone(
+    tmp_path: Path, supervisor: Supervisor, snapshot_file: Path, http_socket: Path
+) -> None:
+    chain = Chain(tmp_path, supervisor, "--http-socket", http_socket, snapshot_file)
+    done(supervisor.receive(chain.now.control))
+    for by_request in (True, False):
+        new = chain.successor()
+        done(supervisor.send(new.control))
+        if by_request:
+            done(new.ask("PUT", "/api/v1/daemon/exit"))
+            new.process.wait(WAIT_S)
+        assert new.stop() == 0
+        assert answers(http_socket)
+    chain.now.stop()
+
+
+def test_a_stop_of_the_old_process_leaves_its_successor_the_sockets_names(
+    tmp_path: Path, supervisor: Supervisor, snapshot_file: Path, http_socket: Path
+) -> None:
+    chain = Chain(tmp_path, supervisor, "--http-socket", http_socket, snapshot_file)
+    done(supervisor.receive(chain.now.control))
+    new = chain.successor()
+    done(supervisor.send(new.control))
+    chain.now.stop(signal.SIGTERM)
+    done(new.ask("PUT", "/api/v1/daemon/start"))
+    assert answers(http_socket)
+    new.stop()
+    assert not http_socket.exists()
+
+
+def test_a_socket_that_took_the_name_meanwhile_is_left_alone(
+    tmp_path: Path, supervisor: Supervisor, snapshot_file: Path, http_socket: Path
+) -> None:
+    chain = Chain(tmp_path, supervisor, "--http-socket", http_socket, snapshot_file)
+    done(supervisor.receive(chain.now.control))
+    http_socket.unlink()
+    gone = chain.successor()
+    done(supervisor.send(gone.control))
+    gone.stop()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as foreign:
+        foreign.bind(str(http_socket))
+        new = chain.successor()
+        done(supervisor.send(new.control))
+        done(ask(chain.now.control, "PUT", "/api/v1/daemon/exit"))
+        done(new.ask("PUT", "/api/v1/daemon/start"))
+        new.stop()
+        assert http_socket.exists()
+    chain.now.stop()
+
+
+def test_a_state_that_was_never_taken_changes_nothing_about_the_end(
+    tmp_path: Path, supervisor: Supervisor, snapshot_file: Path, http_socket: Path
+) -> None:
+    chain = Chain(tmp_path, supervisor, "--http-socket", http_socket, "--http-port", 0, snapshot_file)
+    assert chain.now.ask("PUT", "/api/v1/daemon/fuse/sendfd").status == 500  # the supervisor is not there
+    done(ask(chain.now.control, "PUT", "/api/v1/daemon/exit"))
+    assert chain.now.process.wait(WAIT_S) == 0
+    assert not http_socket.exists()
+
+
+def test_a_dribbling_supervisor_has_its_time_and_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(handover, "SUPERVISOR_S", 0.5)
+    path = tmp_path / "supervisor.sock"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listening:
+        listening.bind(str(path))
+        listening.listen(1)
+        listening.settimeout(WAIT_S)
+
+        def dribble() -> None:
+            peer, _ = listening.accept()
+            with peer, contextlib.suppress(OSError):  # until it has had enough
+                while True:
+                    peer.sendall(b" ")
+                    time.sleep(0.0001)
+
+        sending = threading.Thread(target=dribble)
+        sending.start()
+        with pytest.raises(SystemFailure, match="did not send the state"):
+            handover.fetch_state(str(path))
+        sending.join(WAIT_S)
+        assert not sending.is_alive()
