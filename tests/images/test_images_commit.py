@@ -83,7 +83,7 @@ def test_an_overlay_becomes_a_thin_child_that_everybody_reads(tmp_path: Path, ba
     assert contents(child) == (expected, (tmp_path / "memory.raw").read_bytes(), True)
     run(*HEXZ, "verify", child, cwd=ROOT)
     spans = [("read", {"path": "child.hxz", "spans": SPANS})]
-    for version in ("0.5.5", "0.7.0"):
+    for version in ("0.5.2", "0.5.5", "0.6.0", "0.7.0"):
         (answer,) = call(version, spans, tmp_path)
         assert answer == hashes(expected), version
 
