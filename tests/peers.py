@@ -52,6 +52,12 @@ def run(
     return done
 
 
+def listens(path: Path) -> bool:
+    """Whether somebody listens at the unix socket; a socket exists before that."""
+    sockets = (line.split() for line in Path("/proc/net/unix").read_text().splitlines()[1:])
+    return any(fields[3] == "00010000" and fields[-1] == str(path) for fields in sockets)
+
+
 class Server:
     """A daemon as a user starts it, on free ports; `urls` by protocol once it is ready."""
 

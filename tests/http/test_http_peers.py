@@ -18,7 +18,7 @@ import requests
 
 from tests import samples
 from tests.conftest import CORPUS
-from tests.peers import ROOT, Server, need, run
+from tests.peers import ROOT, Server, listens, need, run
 
 
 @pytest.fixture(scope="module")
@@ -222,7 +222,7 @@ def test_nginx_caches_slices(snapshot_file: Path, disk: bytes, tmp_path: Path) -
         proxy = subprocess.Popen([nginx, "-p", folder, "-e", folder / "errors", "-c", folder / "conf", *user])
         try:
             deadline = time.monotonic() + 30
-            while not front.exists():
+            while not listens(front):
                 assert proxy.poll() is None and time.monotonic() < deadline, (folder / "errors").read_text()
                 time.sleep(0.01)
 

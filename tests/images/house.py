@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from tests.peers import Server, need, run
+from tests.peers import Server, listens, need, run
 
 READY_S = 20.0
 
@@ -95,7 +95,7 @@ class Peer:
         self.socket.unlink(missing_ok=True)
         self.process = subprocess.Popen(self._command)
         deadline = time.monotonic() + READY_S
-        while not self.socket.exists():
+        while not listens(self.socket):
             assert self.process.poll() is None and time.monotonic() < deadline, self._command
             time.sleep(0.005)
 
