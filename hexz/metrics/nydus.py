@@ -29,10 +29,9 @@ FOPS = 15
 access, forget, batchforget"""
 FOP_OF = {words.INFO: 0, words.EXTENTS: 0, words.OPEN: 2, words.CLOSE: 3, words.READ: 4, words.LIST: 10}
 OPCODE_OF = {
-    words.INFO: 3, words.EXTENTS: 3, words.READ: 15, words.PREFETCH: 15, words.WRITE: 16, words.HANDSHAKE: 26,
-    words.LIST: 28,
+    words.INFO: 3, words.EXTENTS: 3, words.READ: 15, words.PREFETCH: 15, words.WRITE: 16, words.LIST: 28,
 }  # fmt: skip
-"""FUSE's numbers (linux/fuse.h): GETATTR, READ, WRITE, INIT, READDIR."""
+"""FUSE's numbers (linux/fuse.h): GETATTR, READ, WRITE, READDIR."""
 INODES = {"disk": 1, "memory": 2}
 STREAM_SHIFT = 48
 """A stretch of a stream has the inode ``stream << 48 | number``: exact in a JavaScript number too."""

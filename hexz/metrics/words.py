@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 __all__ = [
-    "ABORTED", "CLOSE", "EXTENTS", "FAILED", "HANDSHAKE", "INFO", "LIST", "OK", "OPEN", "OTHER", "PREFETCH", "READ",
+    "ABORTED", "CLOSE", "EXTENTS", "FAILED", "INFO", "LIST", "OK", "OPEN", "OTHER", "PREFETCH", "READ",
     "REFUSED", "WRITE",
 ]  # fmt: skip
 
@@ -25,5 +25,4 @@ OPEN = "open"
 CLOSE = "close"
 PREFETCH = "prefetch"
 WRITE = "write"
-HANDSHAKE = "handshake"
 OTHER = "other"

@@ -18,7 +18,8 @@ from hexz.servers.http_connection import Request
 __all__ = ["PREFIX", "Refusal", "Resource", "json_answer"]
 
 PREFIX = "images"
-WRITING = ("PUT", "PATCH")
+OP_OF_METHOD = {"OPTIONS": INFO, "HEAD": INFO, "PUT": WRITE, "PATCH": WRITE}
+"""What requests other than a GET are counted as."""
 
 
 class Refusal(Exception):
@@ -51,7 +52,7 @@ class Resource:
         self.head = request.head
         self.stack = contextlib.ExitStack()
         """What the response needs until it was sent."""
-        self.purpose = Purpose(None, WRITE if self.head.method in WRITING else self.op, "", PREFIX)
+        self.purpose = Purpose(None, OP_OF_METHOD.get(self.head.method, self.op), "", PREFIX)
 
     def respond(self) -> Response:
         """The response; what was taken for it is given back when it was sent, or now if it is refused."""
