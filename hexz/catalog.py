@@ -7,9 +7,11 @@ behind the last one.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -44,7 +46,20 @@ class _Published:
     """A snapshot under its name, and how many leases of it are out."""
 
     __slots__ = (
-        "actions", "ended", "gone", "idle", "leases", "lock", "metrics", "mounted", "name", "path", "since", "snapshot",
+        "__weakref__",
+        "actions",
+        "ended",
+        "gone",
+        "idle",
+        "leases",
+        "lock",
+        "metrics",
+        "mounted",
+        "name",
+        "older",
+        "path",
+        "since",
+        "snapshot",
     )  # fmt: skip
 
     def __init__(self, name: str, path: str, snapshot: Snapshot, metrics: SnapshotMetrics, mounted: bool) -> None:
@@ -54,6 +69,8 @@ class _Published:
         self.metrics = metrics
         self.mounted = mounted
         self.since = time.time()
+        # Those whose place it took, as far as somebody still holds a lease of them.
+        self.older: weakref.WeakSet[_Published] = weakref.WeakSet()
         self.actions: dict[object, Callable[[], None]] = {}  # by lease; guarded by lock
         self.lock = threading.Lock()
         self.leases = 0  # guarded by lock
@@ -246,7 +263,8 @@ class Catalog:
     def replace(self, name: str, path: str, mounted: bool = False) -> None:
         """Open the file at `path` and let it take the place of `name`; reads under way finish on the old one.
 
-        Raises: NoSuchSnapshot; NameTaken; what `open_snapshot` raises, and then the old one stays.
+        Raises: NoSuchSnapshot, also when the name is taken away meanwhile; NameTaken; what `open_snapshot`
+        raises, and then the old one stays.
         """
         self._publish(name, path, mounted, replace=True)
 
@@ -259,23 +277,36 @@ class Catalog:
             self._reserved.add(name)
         try:
             snapshot = open_snapshot(path, self.context)
-            with self._lock:
-                old = self._published.get(name)
-                # The figures of a name go on when another file takes its place.
-                metrics = old.metrics if old is not None else self.context.metrics.publish(name)
-                metrics.file = snapshot.counts
-                published = _Published(name, path, snapshot, metrics, mounted)
-                self._published[name] = published
-                if self.default is None:
-                    self.default = name
+            try:
+                old = self._put(name, path, snapshot, mounted, replace)
+            except NoSuchSnapshot:
+                snapshot.close()
+                raise
         finally:
             with self._lock:
                 self._reserved.discard(name)
         if old is not None:
             old.withdraw()
 
+    def _put(self, name: str, path: str, snapshot: Snapshot, mounted: bool, replace: bool) -> _Published | None:
+        """Publish an open snapshot; what had its name, to be withdrawn.  Raises: NoSuchSnapshot."""
+        with self._lock:
+            old = self._published.get(name)
+            if replace and old is None:
+                raise NoSuchSnapshot(f"there is no snapshot called {name!r} any more")
+            # The figures of a name go on when another file takes its place.
+            metrics = old.metrics if old is not None else self.context.metrics.publish(name)
+            metrics.file = snapshot.counts
+            published = _Published(name, path, snapshot, metrics, mounted)
+            if old is not None:
+                published.older.update((*old.older, old))
+            self._published[name] = published
+            if self.default is None:
+                self.default = name
+            return old
+
     def remove(self, name: str, timeout: float = 0.0, end_leases: bool = False) -> bool:
-        """Take `name` away; True when its last lease ended within `timeout` seconds.
+        """Take `name` away; True when its last lease ended within `timeout` seconds, also of what it meant before.
 
         `end_leases` asks those who hold it for long to let go; otherwise they end in their own time.
         Raises: NoSuchSnapshot.
@@ -288,9 +319,12 @@ class Catalog:
             raise NoSuchSnapshot(f"there is no snapshot called {name!r}")
         self.context.metrics.withdraw(published.metrics)
         published.withdraw()
+        every = (published, *published.older)
         if end_leases:
-            published.end_leases()
-        return published.idle.wait(timeout)
+            for one in every:
+                one.end_leases()
+        deadline = time.monotonic() + timeout
+        return all([one.idle.wait(max(0.0, deadline - time.monotonic())) for one in every])
 
     def sync(self, find_sources: Callable[[], list[tuple[str, str]]]) -> SyncResult:
         """Make the catalog hold just the (name, path) pairs that `find_sources` gives.
@@ -308,8 +342,9 @@ class Catalog:
                 log.warning("not reloaded: %s", error)
         for one in self.served():
             if one.name not in sources and not one.mounted:
-                self.remove(one.name)
-                result.removed.append(one.name)
+                with contextlib.suppress(NoSuchSnapshot):  # somebody else was faster
+                    self.remove(one.name)
+                    result.removed.append(one.name)
         return result
 
     def _sync_one(self, name: str, path: str, result: SyncResult) -> None:
@@ -331,4 +366,5 @@ class Catalog:
         """Take every name away and wait up to `timeout` seconds for each one's leases."""
         deadline = time.monotonic() + timeout
         for name in self.names():
-            self.remove(name, max(0.0, deadline - time.monotonic()))
+            with contextlib.suppress(NoSuchSnapshot):  # somebody else was faster
+                self.remove(name, max(0.0, deadline - time.monotonic()))

@@ -111,6 +111,19 @@ def opens(daemon: Controlled, fd: str, path: Path) -> bool:
         return False
 
 
+def test_umount_ends_clients_of_what_the_name_meant_before_too(
+    daemon: Controlled, images: list[tuple[Path, bytes]]
+) -> None:
+    first, second = images[0][0], images[1][0]
+    done(mount(daemon.control, "/a", first))
+    client = hold(f"{daemon.nbd}a")
+    done(mount(daemon.control, "/a", second, "PUT"))
+    done(daemon.ask("DELETE", "/api/v1/mount?mountpoint=/a"))
+    for path in (first, second):
+        assert not [fd for fd in os.listdir(f"/proc/{daemon.process.pid}/fd") if opens(daemon, fd, path)]
+    assert go_on(client) in ("ESHUTDOWN", "ENOTCONN", "ECONNRESET")
+
+
 def test_umount_says_when_somebody_goes_on_reading(daemon: Controlled, disk_image: Path) -> None:
     with socket.socket() as slow:
         slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 << 10)  # so that the rest stays with the server

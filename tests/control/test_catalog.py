@@ -1,0 +1,91 @@
+"""The catalog while several threads change it at once."""
+
+from __future__ import annotations
+
+import gc
+import os
+import weakref
+from pathlib import Path
+
+import pytest
+
+from hexz import catalog as module
+from hexz.catalog import Catalog
+from hexz.errors import NoSuchSnapshot
+from hexz.snapshot import OpenContext, Snapshot, new_context, open_snapshot
+
+
+def opens(path: Path) -> int:
+    """How many descriptors of this process lead to `path`."""
+    found = 0
+    for fd in os.listdir("/proc/self/fd"):
+        if os.path.exists(f"/proc/self/fd/{fd}"):
+            found += os.path.realpath(f"/proc/self/fd/{fd}") == str(path)
+    return found
+
+
+def test_what_is_taken_away_while_its_successor_is_opened_stays_away(
+    images: list[tuple[Path, bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (first, _), (second, _) = images[0], images[1]
+    catalog = Catalog(new_context(4 << 20))
+    catalog.add("a", str(first))
+
+    def open_slowly(path: str, context: OpenContext) -> Snapshot:
+        assert catalog.remove("a", timeout=30)
+        return open_snapshot(path, context)
+
+    monkeypatch.setattr(module, "open_snapshot", open_slowly)
+    with pytest.raises(NoSuchSnapshot):
+        catalog.replace("a", str(second))
+    assert catalog.names() == [] and catalog.default is None
+    assert opens(first) == opens(second) == 0
+    monkeypatch.undo()
+    catalog.add("a", str(second))  # the name is free again
+    catalog.close()
+
+
+def test_what_a_name_meant_before_is_forgotten_once_nobody_reads_it(images: list[tuple[Path, bytes]]) -> None:
+    (first, _), (second, _) = images[0], images[1]
+    catalog = Catalog(new_context(4 << 20))
+    catalog.add("a", str(first))
+    held = catalog.lease("a")
+    seen = [weakref.ref(held.snapshot)]
+    ended: list[str] = []
+    held.when_ended(lambda: ended.append("held"))
+    for number in range(6):
+        catalog.replace("a", str((second, first)[number % 2]))
+        with catalog.lease("a") as snapshot:
+            seen.append(weakref.ref(snapshot))
+        del snapshot
+    gc.collect()
+    assert len({id(one()) for one in seen if one() is not None}) <= 2  # what is served, and what is held
+    assert not catalog.remove("a", timeout=0, end_leases=True)
+    assert ended == ["held"]
+    held.release()
+    assert opens(first) == opens(second) == 0
+
+
+def test_a_name_that_goes_by_itself_stops_neither_a_reload_nor_the_end(images: list[tuple[Path, bytes]]) -> None:
+    catalog = Catalog(new_context(4 << 20))
+    for name in ("a", "b", "c"):
+        catalog.add(name, str(images[0][0]))
+    serving, named = catalog.served, catalog.names
+
+    def served_with_a_delay() -> list[module.Served]:
+        found = serving()
+        catalog.remove("b")
+        return found
+
+    def names_with_a_delay() -> list[str]:
+        found = named()
+        catalog.remove("a")
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(catalog, "served", served_with_a_delay)
+        assert catalog.sync(lambda: [("a", str(images[0][0]))]).removed == ["c"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(catalog, "names", names_with_a_delay)
+        catalog.close()
+    assert len(catalog) == 0
