@@ -16,9 +16,10 @@ from hexz.protocol.nbd.constants import MAX_NAME
 from hexz.protocol.nbd.handshake import ExportFacts, Handshake, Negotiated, Next, TlsMode
 from hexz.servers.base import Connection
 from hexz.servers.nbd_crowd import Crowd
+from hexz.servers.nbd_late import receive_late
 from hexz.servers.nbd_misses import MissPool
 from hexz.servers.nbd_outbox import Export
-from hexz.servers.nbd_transmission import Transmission, receive_late
+from hexz.servers.nbd_transmission import Transmission
 from hexz.servers.tls import TlsContext
 
 __all__ = ["NbdService"]

@@ -3,7 +3,8 @@
 The connection's thread owns the socket.  It parses every complete request in its
 buffer, answers cached reads at once, several in one ``sendmsg`` with headers and
 cached data interleaved, and hands cold reads to the miss pool; those replies
-follow when their blocks are there, in whatever order.
+follow when their blocks are there, in whatever order.  While others read cached data
+too, the crowd's thread stands in for it.
 """
 
 from __future__ import annotations
@@ -34,11 +35,12 @@ from hexz.protocol.nbd.rules import Refusal, Request, refusal
 from hexz.servers.base import Connection
 from hexz.servers.nbd_counting import Counting
 from hexz.servers.nbd_crowd import LARGEST, Crowd, Streak
+from hexz.servers.nbd_late import receive_late
 from hexz.servers.nbd_misses import Cold, ColdReads, MissPool
 from hexz.servers.nbd_outbox import MAX_BUFFERS, ZERO_BYTES, Export, Outbox
 from hexz.servers.nbd_status import describe
 
-__all__ = ["Transmission", "receive_late"]
+__all__ = ["Transmission"]
 
 log = logging.getLogger("hexz.nbd")
 
@@ -46,9 +48,6 @@ RECEIVE_BYTES = 16 << 10
 """The receive buffer: room for 585 requests."""
 MID_REQUEST_S = 30.0
 """How long the rest of a request, or of the data that it carries, may take."""
-LAST_REQUESTS_S = 0.25
-"""While draining: how long a client that has no reply to come is listened to."""
-LOOK_AGAIN_S = 0.01
 BRISK_S = 1
 """A client that sent nothing for so long is waited for with a poll, which hears the summons of a successor too."""
 INLINE_BLOCK = 1 << 20
@@ -402,19 +401,3 @@ class Transmission:
             self._filled += count
             if not count or not self._answer_received():
                 return
-
-
-def receive_late(sock: socket.socket, buffer: memoryview) -> int:
-    """Receive once more on a socket that was shut for reading because the daemon stops.
-
-    The bytes received; 0 when none came within `LAST_REQUESTS_S`.
-    """
-    deadline = time.monotonic() + LAST_REQUESTS_S
-    while True:
-        try:
-            count = sock.recv_into(buffer, 0, socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            count = 0
-        if count or time.monotonic() > deadline:
-            return count
-        time.sleep(LOOK_AGAIN_S)  # a socket shut for reading is always readable: there is nothing to wait for
