@@ -1,7 +1,8 @@
 """Snapshots that come and go while the daemon runs, under mountpoints as Nydus clients write them.
 
-The snapshot ``NAME`` of the catalog has the mountpoint ``/NAME``.  The mountpoint ``/``
-stands for the default snapshot, which gets the name of its file.
+The snapshot ``NAME`` of the catalog has the mountpoint ``/NAME``.  What is mounted at ``/``
+gets the name of its file and is the default snapshot; while nothing is, ``/`` means the
+default one all the same, but for umount: who asks twice must not take another one away.
 """
 
 from __future__ import annotations
@@ -49,6 +50,8 @@ class MountTable:
         """
         path = self._allowed(request.source)
         at_root = mountpoint == "/"
+        if at_root and self._root_name in self._catalog:
+            raise _there_already()
         name = name_of(path) if at_root else _name(mountpoint)
         if len(self._catalog) >= MAX_MOUNTS:
             raise other("Mount", "MountFilesystem", f"{MAX_MOUNTS} snapshots are served already", "TOO_MANY")
@@ -76,6 +79,8 @@ class MountTable:
 
         Raises: ControlError, also when readers go on after `drain_s` seconds; the name is gone then as well.
         """
+        if mountpoint == "/" and self._root_name is None:
+            raise _not_there(mountpoint)
         name = self.name_at(mountpoint)
         try:
             gone = self._catalog.remove(name, drain_s, end_leases=True)
@@ -97,6 +102,10 @@ class MountTable:
         if name is None or name not in self._catalog:
             raise _not_there(mountpoint)
         return name
+
+    def has(self, name: str) -> bool:
+        """Whether the catalog has such a snapshot."""
+        return name in self._catalog
 
     def instances(self) -> list[Instance]:
         """Everything that is mounted, with its facts; no file is read."""
@@ -153,7 +162,7 @@ class MountTable:
         try:
             return action()
         except NameTaken:
-            raise other(wrapper, "MountFilesystem", "object or filesystem already exists", "ALREADY_EXISTS") from None
+            raise _there_already() from None
         except NoSuchSnapshot:
             raise _not_there(mountpoint) from None
         except UsageError as error:
@@ -184,6 +193,10 @@ def _name(mountpoint: str) -> str:
     if not mountpoint.startswith("/") or not name:
         raise other("Mount", "InvalidArguments", f"mountpoint {mountpoint!r} must begin with /", "INVALID_ARGUMENT")
     return name
+
+
+def _there_already() -> ControlError:
+    return other("Mount", "MountFilesystem", "object or filesystem already exists", "ALREADY_EXISTS")
 
 
 def _not_there(mountpoint: str) -> ControlError:

@@ -8,6 +8,7 @@ known route is 400, success is 200 with JSON or 204 without a body, never anythi
 from __future__ import annotations
 
 import logging
+import re
 import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
@@ -34,6 +35,8 @@ PASSED_ON = frozenset({"/metrics", "/healthz", "/readyz"})
 """Routes that the control socket shares with the HTTP port."""
 SECRET_KEYS = frozenset({"registry_auth"})
 BLANK = "********"
+_USER_INFO = re.compile(r"(?<=//)[^/?#]*@")
+"""Name and password in a URL (RFC 3986 section 3.2.1)."""
 DONE = Response(204)
 
 
@@ -98,7 +101,7 @@ class ControlApplication:
         self._figures = figures
         self._facts = facts
         self._others = others
-        self._config: dict[str, dict[str, str]] = {}  # by id; values are replaced under _config_lock
+        self._config: dict[str, dict[str, str]] = {}  # by the catalog's name, "" for all; changed under _config_lock
         self._config_lock = threading.Lock()
         # (method, path) -> (whether a body is wanted, handler)
         self._routes: dict[tuple[str, str], tuple[bool, Handler]] = {
@@ -224,7 +227,11 @@ class ControlApplication:
     def _umount(self, query: Query, body: bytes) -> Response:
         mountpoint = _required(query, "mountpoint")
         drain_s = _seconds(query, "drain_timeout") if query("drain_timeout") is not None else DRAIN_S
-        self._mounts.umount(mountpoint, drain_s)
+        name = self._mounts.name_at(mountpoint)
+        try:
+            self._mounts.umount(mountpoint, drain_s)
+        finally:
+            self._forget_config(name)
         return DONE
 
     # Figures
@@ -246,17 +253,24 @@ class ControlApplication:
     # Run-time settings, for clients of Nydus; nothing here depends on them
 
     def _get_config(self, query: Query, body: bytes) -> Response:
-        kept = self._config.get(query("id") or "", {})
-        return json_response({key: BLANK if key in SECRET_KEYS and text else text for key, text in kept.items()})
+        kept = self._config.get(self._name_of(query("id")), {})
+        return json_response({key: _shown(key, text) for key, text in kept.items()})
 
     def _put_config(self, query: Query, body: bytes) -> Response:
-        wanted = query("id") or ""
-        if wanted:
-            self._mounts.name_at(wanted)
+        name = self._name_of(query("id"))
         settings = bodies.parse_config(body)
         with self._config_lock:
-            self._config[wanted] = {**self._config.get(wanted, {}), **settings}
+            self._config[name] = {**self._config.get(name, {}), **settings}
         return DONE
+
+    def _name_of(self, wanted: str | None) -> str:
+        return self._mounts.name_at(wanted) if wanted else ""
+
+    def _forget_config(self, name: str) -> None:
+        """What was set for a snapshot that has gone is not for the next one of that name."""
+        if not self._mounts.has(name):
+            with self._config_lock:
+                self._config.pop(name, None)
 
     # Blobs
 
@@ -276,6 +290,11 @@ class ControlApplication:
         else:
             raise query_missing("domain_id")
         return DONE
+
+
+def _shown(key: str, text: str) -> str:
+    """A setting as whoever may only read gets it."""
+    return BLANK if key in SECRET_KEYS and text else _USER_INFO.sub(f"{BLANK}@", text)
 
 
 def _fields(query: str) -> dict[str, list[str]]:

@@ -75,8 +75,14 @@ def test_the_root_is_the_default_snapshot(daemon: Controlled, images: list[tuple
     assert get(f"{daemon.http}/disk") == content
     assert run(need("nbdinfo", "libnbd-bin"), "--size", daemon.nbd).stdout.strip() == str(len(content))
     assert set(daemon.ask("GET", "/api/v1/daemon").json["backend_collection"]) == {"/snap", "/"}
+    again = mount(daemon.control, "/", images[0][0])
+    assert again.status == 500 and "already exists" in again.message
     done(daemon.ask("DELETE", "/api/v1/mount?mountpoint=/"))
     assert get(f"{daemon.http}/disk") != content
+    # A client that did not see the answer and asks again takes nothing else away.
+    again = daemon.ask("DELETE", "/api/v1/mount?mountpoint=/")
+    assert again.status == 500 and "doesn't exist" in again.message
+    assert set(daemon.ask("GET", "/api/v1/daemon").json["backend_collection"]) == {"/snap"}
 
 
 def test_a_swap_is_seen_at_once_and_old_clients_keep_what_they_have(

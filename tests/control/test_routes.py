@@ -228,7 +228,7 @@ def test_failures_are_events(daemon: Controlled, tmp_path: Path) -> None:
     assert re.match(r"\w{3}, \d\d \w{3} \d{4} \d\d:\d\d:\d\d GMT - mount /broken: ", events["errors"][0])
 
 
-def test_log_level_and_settings_can_be_changed(daemon: Controlled) -> None:
+def test_log_level_and_settings_can_be_changed(daemon: Controlled, other: Path) -> None:
     for level in ("trace", "WARN", "off", "info"):
         done(daemon.ask("PUT", "/api/v1/daemon", {"log_level": level}))
     done(daemon.ask("PUT", "/api/v2/daemon", {"log_level": "debug"}))
@@ -237,6 +237,13 @@ def test_log_level_and_settings_can_be_changed(daemon: Controlled) -> None:
         kept = daemon.ask("GET", "/api/v1/config?id=/snap").json
         assert kept["proxy_url"] == "http://p:1"
         assert "c2VjcmV0" not in kept["registry_auth"]
+    done(daemon.ask("PUT", "/api/v1/config?id=/snap", {"proxy_url": "http://name:c2VjcmV0@p:1/?a@b"}))
+    assert daemon.ask("GET", "/api/v1/config?id=/snap").json["proxy_url"] == "http://********@p:1/?a@b"
+    assert daemon.ask("GET", "/api/v1/config?id=/no").status == 500
+    # Settings go with their snapshot: the next one of that name does not inherit them.
+    done(daemon.ask("DELETE", "/api/v1/mount?mountpoint=/snap"))
+    done(mount(daemon.control, "/snap", other))
+    assert daemon.ask("GET", "/api/v1/config?id=/snap").json == {}
 
 
 def test_blobs_are_registered_listed_and_forgotten(daemon: Controlled, other: Path) -> None:
