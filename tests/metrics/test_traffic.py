@@ -102,12 +102,11 @@ def test_http_reads(server: Server, raw: bytes) -> None:
         assert client.ask("GET", "/disk", {"Range": spans(4 * BLOCK - 96, 4 * BLOCK + 4000)}).status == 206
         etag = client.ask("HEAD", "/disk").headers["etag"]
         assert client.ask("GET", "/disk", {"If-None-Match": etag}).status == 304
-    figures = Figures(server.http)
-    until(lambda: Figures(server.http)("hexz_requests_total", op="read", outcome="ok") == len(sizes) + 2)
-    figures = Figures(server.http)
     mine = {"snapshot": NAME, "protocol": "http"}
+    until(lambda: Figures(server.http)("hexz_requests_total", **mine, op="info", outcome="ok") == 4)
+    figures = Figures(server.http)
+    assert figures("hexz_requests_total", **mine, op="read", outcome="ok") == len(sizes) + 2
     assert figures("hexz_requests_total", **mine, op="read", outcome="refused") == 1
-    assert figures("hexz_requests_total", **mine, op="info", outcome="ok") == 4
     assert figures("hexz_requests_total", snapshot="", op="other", outcome="refused") == 1
     assert figures("hexz_read_size_bytes_sum", **mine) == sum(sizes) + 2 * 4096
     assert figures("hexz_read_size_bytes_bucket", **mine, le="1023") == 1
@@ -189,6 +188,7 @@ def test_failures_are_counted_where_they_happen(server: Server) -> None:
         assert client.request(c.CMD_READ, 2 * BLOCK, 10).error == c.NBD_EIO
         assert client.read(0, 10)
     until(lambda: Figures(server.http)("hexz_requests_total", op="close") == 1)
+    until(lambda: Figures(server.http)("hexz_requests_total", protocol="http", outcome="failed") == 1)
     figures = Figures(server.http)
     for protocol in ("http", "nbd"):
         assert figures("hexz_requests_total", snapshot="bad", protocol=protocol, op="read", outcome="failed") == 1
@@ -222,11 +222,11 @@ def test_s3_reads(server: Server, raw: bytes) -> None:
             assert answer.content == raw[number : number + 5000]
         assert session.get(f"{url}/bad", timeout=PATIENCE_S).status_code == 200
         assert session.get(f"{url}/nosuch/disk", timeout=PATIENCE_S).status_code == 404
-    until(lambda: Figures(server.http)("hexz_requests_total", protocol="s3", op="read", outcome="ok") == 30)
+    until(lambda: Figures(server.http)("hexz_requests_total", snapshot="", protocol="s3", outcome="refused") == 1)
     figures = Figures(server.http)
+    assert figures("hexz_requests_total", snapshot="bad", protocol="s3", op="read", outcome="ok") == 30
     assert figures("hexz_sent_bytes_total", snapshot="bad", protocol="s3", op="read") == 30 * 5000
     assert figures("hexz_requests_total", snapshot="bad", protocol="s3", op="list", outcome="ok") == 1
-    assert figures("hexz_requests_total", snapshot="", protocol="s3", outcome="refused") == 1
 
 
 def test_images_reads(server: Server, raw: bytes) -> None:
