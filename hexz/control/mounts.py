@@ -50,7 +50,7 @@ class MountTable:
         """
         path = self._allowed(request.source)
         at_root = mountpoint == "/"
-        if at_root and self._root_name in self._catalog:
+        if at_root and self._root_name is not None and self._root_name in self._catalog:
             raise _there_already()
         name = name_of(path) if at_root else _name(mountpoint)
         if len(self._catalog) >= MAX_MOUNTS:
