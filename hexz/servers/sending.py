@@ -18,8 +18,8 @@ __all__ = ["STALL_S", "PeerStalled", "Sender"]
 STALL_S = 60.0
 """How long a peer may take nothing at all before it is given up."""
 PIECE_BYTES = 1 << 20
-SECURE_PIECE_BYTES = 64 << 10
-"""The same under TLS, where a send is a copy."""
+SECURE_PIECE_BYTES = 16 << 10
+"""The same under TLS, where a send is a copy that waits with its peer: one record."""
 MAX_BUFFERS = 1000
 """Buffers of one send; the kernel takes 1024 (IOV_MAX)."""
 
