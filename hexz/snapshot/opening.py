@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from hexz.errors import (
@@ -217,8 +218,8 @@ def _try_password(snapshot: Snapshot) -> None:
 
 
 def _open_parent(child: str, stored: str, context: OpenContext, family: _Family) -> Snapshot:
-    searched = _parent_places(child, stored, context.parent_dirs)
-    for place in searched:
+    folders = [os.path.realpath(folder) for folder in (os.path.dirname(os.path.realpath(child)), *context.parent_dirs)]
+    for place in _parent_places(stored, folders):
         try:
             return _open(place, context, family)
         except SnapshotNotFound as error:
@@ -227,19 +228,19 @@ def _open_parent(child: str, stored: str, context: OpenContext, family: _Family)
         except SnapshotUnreadable:
             if not os.path.isdir(place):
                 raise
-    folders = ", ".join(dict.fromkeys(os.path.dirname(place) or "." for place in searched))
+    looked = ", ".join(dict.fromkeys(folders))
     raise ParentMissing(
         child,
-        f"its parent {stored!r} was not found in {folders}: put it there or name its folder with --parent-dir",
+        f"its parent {stored!r} was not found in {looked}, where links that lead out are not followed: "
+        "put it there or name its folder with --parent-dir",
     )
 
 
-def _parent_places(child: str, stored: str, parent_dirs: tuple[str, ...]) -> list[str]:
+def _parent_places(stored: str, folders: Sequence[str]) -> list[str]:
     """Where the parent may be: inside the child's folder or a configured one, never anywhere else."""
     places: list[str] = []
     relative = stored.replace("\0", "")
-    for folder in (os.path.dirname(os.path.realpath(child)), *parent_dirs):
-        root = os.path.realpath(folder)
+    for root in folders:
         for candidate in (os.path.join(root, relative), os.path.join(root, os.path.basename(relative))):
             real = os.path.realpath(candidate)
             if os.path.commonpath((root, real)) == root and real != root and real not in places:
