@@ -195,7 +195,7 @@ class Lifecycle:
             def give(connection: Connection, state: dict[str, Any], received: bytes) -> bool:
                 return bag.give(connection, state, received, deadline)
 
-            self._front.hand_over(give, deadline - time.monotonic())
+            self._front.hand_over(give, deadline - time.monotonic(), hurry)
         clean = self._front.drain(max(deadline - time.monotonic(), 0.0), hurry)
         if bag is not None:
             bag.close()

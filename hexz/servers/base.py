@@ -373,11 +373,11 @@ class Front:
                     self._selector.unregister(listener.sock)
                 listener.stop_accepting()
 
-    def hand_over(self, give: Give, timeout: float) -> bool:
+    def hand_over(self, give: Give, timeout: float, hurry: Callable[[], bool]) -> bool:
         """Accept no more, and give the connections away as they come between two requests.
 
         The listening sockets go on queueing: somebody else has them too.  True when no
-        connection is left after `timeout` seconds; `drain` deals with the rest.
+        connection is left after `timeout` seconds; `drain` deals with the rest.  `hurry` is asked as by `drain`.
         """
         for listener in self.listeners:
             if listener.sock.fileno() >= 0:
@@ -389,7 +389,7 @@ class Front:
                 if isinstance(connection.sock, ssl.SSLSocket):  # its keys are in this process
                     connection.end()
         self.summons.call()
-        return self._wait(time.monotonic() + timeout, lambda: False, patient=True)
+        return self._wait(time.monotonic() + timeout, hurry, patient=True)
 
     def drain(self, timeout: float, hurry: Callable[[], bool] = lambda: False) -> bool:
         """Wait up to `timeout` seconds for all connections to end, then cut the rest; True when none was cut.

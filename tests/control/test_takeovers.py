@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import os
 import signal
@@ -158,6 +159,77 @@ def test_a_state_that_was_never_taken_changes_nothing_about_the_end(
     done(ask(chain.now.control, "PUT", "/api/v1/daemon/exit"))
     assert chain.now.process.wait(WAIT_S) == 0
     assert not http_socket.exists()
+
+
+def slow_reader(url: str) -> socket.socket:
+    """A client that asks for a whole disk and reads none of it but the beginning."""
+    slow = socket.socket()
+    slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 << 10)  # so that the rest stays with the server
+    slow.settimeout(WAIT_S)
+    slow.connect(("127.0.0.1", int(url.rstrip("/").rpartition(":")[2])))
+    slow.sendall(b"GET /disk HTTP/1.1\r\nHost: slow\r\n\r\n")
+    slow.recv(1000)
+    return slow
+
+
+def test_signals_end_the_patience_of_a_replacement_too(
+    tmp_path: Path, supervisor: Supervisor, snapshot_file: Path
+) -> None:
+    chain = Chain(tmp_path, supervisor, "--http-port", 0, "--drain-timeout", 3600, snapshot_file)
+    done(supervisor.receive(chain.now.control))
+    new = chain.successor()
+    done(supervisor.send(new.control))
+    with slow_reader(chain.urls["http"]):
+        done(ask(chain.now.control, "PUT", "/api/v1/daemon/exit"))
+        assert chain.now.process.poll() is None  # the response still runs
+
+        def ended() -> bool:
+            chain.now.process.send_signal(signal.SIGTERM)  # two that come at once are one
+            return chain.now.process.poll() is not None
+
+        wait_for(ended)
+    chain.now.stop()
+    new.stop()
+
+
+def ask_in_vain(daemon: Controlled, what: str) -> None:
+    """Ask for something that a silent supervisor keeps from ending before the daemon does."""
+    with contextlib.suppress(OSError, http.client.HTTPException):
+        daemon.ask("PUT", f"/api/v1/daemon/fuse/{what}")
+
+
+def test_exits_end_whatever_runs_and_in_every_state(
+    tmp_path: Path, supervisor: Supervisor, snapshot_file: Path, http_socket: Path
+) -> None:
+    exit_now = ("PUT", "/api/v1/daemon/exit?drain_timeout=0.2")
+    waiting = tmp_path / "api.sock"
+    with Controlled(waiting, "--supervisor", supervisor.path, "--upgrade") as init:
+        done(init.ask(*exit_now))
+        assert init.process.wait(WAIT_S) == 0 and not waiting.exists()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as silent:
+        silent.bind(str(supervisor.path))
+        silent.listen(4)
+        silent.settimeout(WAIT_S)
+        with Controlled(waiting, "--supervisor", supervisor.path, "--upgrade") as taking:
+            threading.Thread(target=ask_in_vain, args=(taking, "takeover"), daemon=True).start()
+            silent.accept()
+            done(taking.ask(*exit_now))
+            assert taking.process.wait(WAIT_S) == 0
+        arguments = ("--supervisor", supervisor.path, "--http-socket", http_socket, "--http-port", 0, snapshot_file)
+        with Controlled(waiting, *arguments) as sending:
+            threading.Thread(target=ask_in_vain, args=(sending, "sendfd"), daemon=True).start()
+            silent.accept()
+            with slow_reader(sending.http):
+                statuses: list[int] = []
+                both = [
+                    threading.Thread(target=lambda: statuses.append(sending.ask(*exit_now).status)) for _ in range(2)
+                ]
+                for one in both:
+                    one.start()
+                for one in both:
+                    one.join()
+            assert statuses == [204, 204]
+            assert sending.process.wait(WAIT_S) == 0
 
 
 def test_a_dribbling_supervisor_has_its_time_and_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
