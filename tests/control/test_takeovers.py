@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import socket
+import struct
 import threading
 import time
 from collections.abc import Iterator
@@ -253,3 +254,74 @@ def test_a_dribbling_supervisor_has_its_time_and_no_more(tmp_path: Path, monkeyp
             handover.fetch_state(str(path))
         sending.join(WAIT_S)
         assert not sending.is_alive()
+
+
+def read_until(sock: socket.socket, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        part = sock.recv(size - len(data))
+        assert part, f"ended after {len(data)} of {size} bytes"
+        data += part
+    return data
+
+
+def test_connections_go_along_in_whatever_phase_they_are(
+    tmp_path: Path, supervisor: Supervisor, snapshot_file: Path, disk_image: Path
+) -> None:
+    """Before the first byte, in the middle of a head, with requests behind each other, in the middle of a handshake."""
+    data = disk_image.read_bytes()
+    chain = Chain(tmp_path, supervisor, "--http-port", 0, "--nbd-port", 0, snapshot_file)
+    ports = {name: int(chain.urls[name].rstrip("/").rpartition(":")[2]) for name in ("http", "nbd")}
+
+    def connect(name: str) -> socket.socket:
+        sock = socket.create_connection(("127.0.0.1", ports[name]), WAIT_S)
+        sockets.callback(sock.close)
+        return sock
+
+    def ranged(start: int) -> bytes:
+        return f"GET /disk HTTP/1.1\r\nHost: x\r\nRange: bytes={start}-{start + 99}\r\n\r\n".encode()
+
+    def answer(sock: socket.socket, start: int) -> None:
+        head = b""
+        while not head.endswith(b"\r\n\r\n"):
+            head += read_until(sock, 1)
+        assert head.startswith(b"HTTP/1.1 206 ")
+        assert read_until(sock, 100) == data[start : start + 100]
+
+    with contextlib.ExitStack() as sockets:
+        fresh, half, kept, shaking, agreed = map(connect, ("http", "http", "http", "nbd", "nbd"))
+        half.sendall(ranged(5)[:30])
+        kept.sendall(ranged(6) + ranged(7) + ranged(8)[:25])
+        answer(kept, 6)
+        answer(kept, 7)
+        request = struct.Struct(">IHHQQI")
+        for sock in (shaking, agreed):
+            read_until(sock, 18)
+            sock.sendall(struct.pack(">I", 3))
+        agreed.sendall(b"IHAVEOPT" + struct.pack(">II", 1, 4) + b"snap")
+        assert struct.unpack(">Q", read_until(agreed, 10)[:8])[0] == len(data)
+        agreed.sendall(request.pack(0x25609513, 0, 0, 1, 4096, 100)[:11])
+        done(supervisor.receive(chain.now.control))
+        old, new = chain.now, chain.successor()
+        done(supervisor.send(new.control))
+        done(ask(old.control, "PUT", "/api/v1/daemon/exit"))
+        done(new.ask("PUT", "/api/v1/daemon/start"))
+        fresh.sendall(ranged(9))
+        answer(fresh, 9)
+        half.sendall(ranged(5)[30:])
+        answer(half, 5)
+        kept.sendall(ranged(8)[25:] + ranged(10))
+        answer(kept, 8)
+        answer(kept, 10)
+        shaking.sendall(b"IHAVEOPT" + struct.pack(">II", 1, 4) + b"snap")
+        assert struct.unpack(">Q", read_until(shaking, 10)[:8])[0] == len(data)
+        agreed.sendall(request.pack(0x25609513, 0, 0, 1, 4096, 100)[11:])
+        shaking.sendall(request.pack(0x25609513, 0, 0, 1, 4096, 100))
+        for sock in (agreed, shaking):
+            assert read_until(sock, 16) == struct.pack(">IIQ", 0x67446698, 0, 1)
+            assert read_until(sock, 100) == data[4096:4196]
+        assert old.process.wait(WAIT_S) == 0  # every connection is the successor's
+        shaking.sendall(request.pack(0x25609513, 0, 0, 2, 0, 100))
+        assert read_until(shaking, 116)[16:] == data[:100]
+        old.stop()
+    assert new.stop() == 0
