@@ -110,9 +110,9 @@ def _control(settings: Settings, lifecycle: Lifecycle, mounts: MountTable, runni
     """The control socket, with an accept loop of its own.  Raises: ListenError."""
     from hexz.control.blobs import BlobTable
     from hexz.control.figures import ControlFigures
-    from hexz.servers.control import ControlApplication, Facts
-    from hexz.servers.control_socket import ControlService
-    from hexz.servers.http_snapshots import CatalogApplication
+    from hexz.servers.control.application import ControlApplication, Facts
+    from hexz.servers.control.service import ControlService
+    from hexz.servers.http.snapshots import CatalogApplication
 
     options = settings.options
     facts = Facts(options.id, options.supervisor, running.facts, running.status)
@@ -152,7 +152,7 @@ def _service(protocol: str, catalog: Catalog, settings: Settings, running: Runni
         running.on_reload("certificate", tls.reload)
     if protocol == "nbd":
         from hexz.protocol.nbd.handshake import TlsMode
-        from hexz.servers.nbd import NbdService
+        from hexz.servers.nbd.service import NbdService
 
         mode = TlsMode(options.nbd_tls or ("required" if tls else "off"))
         return NbdService(catalog, options.nbd_pad, mode, tls)
@@ -180,9 +180,9 @@ class _Serving(NamedTuple):
 def _http(serving: _Serving) -> Service:
     from hexz.access import Gate, Tokens
     from hexz.images.registry import Registry
-    from hexz.servers.http import HttpService
-    from hexz.servers.http_snapshots import CatalogApplication
-    from hexz.servers.images import ImagesApplication
+    from hexz.servers.http.service import HttpService
+    from hexz.servers.http.snapshots import CatalogApplication
+    from hexz.servers.images.application import ImagesApplication
 
     options, running = serving.options, serving.running
     token_file = options.token_file or credential("tokens")
@@ -202,10 +202,10 @@ def _http(serving: _Serving) -> Service:
 
 def _s3(serving: _Serving) -> Service:
     from hexz.access import Gate
-    from hexz.servers.http import HttpService
-    from hexz.servers.s3 import S3Application
-    from hexz.servers.s3_access import KeyFile, S3Policy
-    from hexz.servers.s3_answers import RULES
+    from hexz.servers.http.service import HttpService
+    from hexz.servers.s3.access import KeyFile, S3Policy
+    from hexz.servers.s3.answers import RULES
+    from hexz.servers.s3.application import S3Application
 
     options = serving.options
     key_file = options.s3_keys_file or credential("s3-keys")

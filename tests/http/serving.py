@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 from hexz.catalog import Catalog
 from hexz.servers.addresses import TcpAddress
 from hexz.servers.base import Front, Listener
-from hexz.servers.http import HttpService
-from hexz.servers.http_connection import Application
-from hexz.servers.http_snapshots import CatalogApplication
+from hexz.servers.http.connection import Application
+from hexz.servers.http.service import HttpService
+from hexz.servers.http.snapshots import CatalogApplication
 from hexz.snapshot import new_context
 
 PATIENCE_S = 20.0

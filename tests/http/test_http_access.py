@@ -18,8 +18,8 @@ import pytest
 from hexz import access
 from hexz.access import AccessLog, Gate, RateLimit, Tokens, parse_rate_limit
 from hexz.errors import ConfigError, UsageError
-from hexz.servers import http as http_service
-from hexz.servers.http_connection import STREAK
+from hexz.servers.http import service as http_service
+from hexz.servers.http.connection import STREAK
 from hexz.servers.tls import TlsContext
 from tests.crafted import Craft
 from tests.http.serving import Client, Reply, Serving, request, serving

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from hexz.servers import http_crowd
-from hexz.servers.http_connection import STREAK
+from hexz.servers.http import crowd as http_crowd
+from hexz.servers.http.connection import STREAK
 from tests.http.serving import Client, Serving, request, serving
 
 RANGED = {"Range": "bytes=10-19"}
@@ -116,7 +116,7 @@ def test_members_that_hang_up_or_never_read_harm_nobody(snapshot_file: Path, dis
 
 def test_idle_members_end(snapshot_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_crowd, "SWEEP_S", 0.05)
-    monkeypatch.setattr("hexz.servers.http.IDLE_S", 0.2)
+    monkeypatch.setattr("hexz.servers.http.service.IDLE_S", 0.2)
     with serving({"snap": snapshot_file}) as server, server.client() as client:
         join_crowd(client, server)
         assert client.ended()

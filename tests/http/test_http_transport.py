@@ -20,8 +20,9 @@ from hexz.errors import BlockError
 from hexz.protocol.http.conditions import Validators
 from hexz.protocol.http.head import MAX_HEAD
 from hexz.protocol.http.responses import Representation, Response, json_response, represent
-from hexz.servers import http_receiving, sending
-from hexz.servers.http_connection import Request
+from hexz.servers import sending
+from hexz.servers.http import receiving as http_receiving
+from hexz.servers.http.connection import Request
 from tests.http.serving import Serving, request, serving
 
 GET = request("GET", "/healthz")

@@ -20,9 +20,9 @@ from hexz.metrics.files import FileCounts
 from hexz.protocol.nbd import constants as c
 from hexz.servers.addresses import TcpAddress
 from hexz.servers.base import Front, Listener
-from hexz.servers.http import HttpService
-from hexz.servers.http_snapshots import CatalogApplication
-from hexz.servers.nbd import NbdService
+from hexz.servers.http.service import HttpService
+from hexz.servers.http.snapshots import CatalogApplication
+from hexz.servers.nbd.service import NbdService
 from hexz.snapshot import new_context
 from hexz.storage import LocalFile
 from hexz.tools.pack import pack

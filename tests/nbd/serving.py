@@ -9,7 +9,7 @@ from types import TracebackType
 from hexz.catalog import Catalog
 from hexz.servers.addresses import TcpAddress
 from hexz.servers.base import Front, Listener
-from hexz.servers.nbd import NbdService
+from hexz.servers.nbd.service import NbdService
 from hexz.snapshot import Stream, new_context
 from tests.nbd.wire import Client
 

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from hexz.protocol.nbd import constants as c
-from hexz.servers import nbd_crowd
 from hexz.servers.base import Connection
-from hexz.servers.nbd_crowd import ALONE
+from hexz.servers.nbd import crowd as nbd_crowd
+from hexz.servers.nbd.crowd import ALONE
 from tests.nbd.conftest import Exports
 from tests.nbd.serving import PATIENCE_S, Serving
 from tests.nbd.wire import Client

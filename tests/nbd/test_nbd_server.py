@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from hexz.protocol.nbd import constants as c
-from hexz.servers import nbd, nbd_late, nbd_transmission
+from hexz.servers.nbd import late as nbd_late
+from hexz.servers.nbd import service as nbd
+from hexz.servers.nbd import transmission as nbd_transmission
 from tests.nbd.conftest import BLOCK, Exports
 from tests.nbd.serving import PATIENCE_S, Serving
 from tests.nbd.wire import Client, extents, info

@@ -30,12 +30,12 @@ from hexz.metrics.counters import SnapshotMetrics
 from hexz.protocol.http.responses import Response
 from hexz.protocol.s3.errors import S3Error
 from hexz.protocol.s3.xml import Entry, document
-from hexz.servers import s3
-from hexz.servers.http_connection import Request
-from hexz.servers.objects import Contents
-from hexz.servers.s3_access import KeyFile, S3Policy
-from hexz.servers.s3_answers import RULES, document_answer, with_ids
-from hexz.servers.s3_objects import BytesSource
+from hexz.servers.http.connection import Request
+from hexz.servers.http.objects import Contents
+from hexz.servers.s3 import application as s3
+from hexz.servers.s3.access import KeyFile, S3Policy
+from hexz.servers.s3.answers import RULES, document_answer, with_ids
+from hexz.servers.s3.objects import BytesSource
 from tests.http.serving import serving
 from tests.peers import ROOT
 

@@ -11,9 +11,9 @@ from xml.etree import ElementTree
 
 from hexz.access import Gate, parse_rate_limit
 from hexz.catalog import Catalog
-from hexz.servers.s3 import S3Application
-from hexz.servers.s3_access import KeyFile, S3Policy
-from hexz.servers.s3_answers import RULES
+from hexz.servers.s3.access import KeyFile, S3Policy
+from hexz.servers.s3.answers import RULES
+from hexz.servers.s3.application import S3Application
 from hexz.snapshot import new_context
 from tests.crafted import Craft
 from tests.http.serving import Reply, Serving, serving

@@ -21,7 +21,7 @@ from botocore.config import Config
 from botocore.exceptions import ClientError
 
 from hexz.errors import ConfigError
-from hexz.servers.s3_access import KeyFile
+from hexz.servers.s3.access import KeyFile
 from tests.conftest import CORPUS
 from tests.peers import ROOT, Server, need, run
 from tests.s3.serving import (

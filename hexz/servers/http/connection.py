@@ -35,11 +35,11 @@ from hexz.protocol.http.dates import format_date
 from hexz.protocol.http.head import Framing, RequestError, RequestHead, framing_of, parse_head
 from hexz.protocol.http.responses import Piece, Response, error_response, pack_head
 from hexz.servers.base import Connection
-from hexz.servers.http_again import Again
-from hexz.servers.http_counting import Counting
-from hexz.servers.http_crowd import LARGEST as LARGEST_OF_CROWD
-from hexz.servers.http_crowd import Crowd, Member, Told, Unsent
-from hexz.servers.http_receiving import Body, Receiver
+from hexz.servers.http.again import Again
+from hexz.servers.http.counting import Counting
+from hexz.servers.http.crowd import LARGEST as LARGEST_OF_CROWD
+from hexz.servers.http.crowd import Crowd, Member, Told, Unsent
+from hexz.servers.http.receiving import Body, Receiver
 from hexz.servers.sending import Sender
 
 __all__ = ["PLAIN_RULES", "Application", "Body", "HttpConnection", "Policy", "Request", "Rules"]

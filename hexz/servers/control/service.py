@@ -14,7 +14,7 @@ from hexz.protocol.http.head import RequestHead
 from hexz.protocol.http.responses import Response
 from hexz.protocol.nydus.refusals import refusal_response
 from hexz.servers.base import Connection
-from hexz.servers.http_connection import Application, HttpConnection, Rules
+from hexz.servers.http.connection import Application, HttpConnection, Rules
 
 __all__ = ["ControlService"]
 

@@ -19,10 +19,10 @@ from hexz.metrics import Purpose
 from hexz.metrics.words import OTHER
 from hexz.protocol.http.head import RequestError
 from hexz.protocol.http.responses import Response
-from hexz.servers.http_connection import Application, Request
-from hexz.servers.images_facts import Checksum, Extents, Flush
-from hexz.servers.images_requests import PREFIX, Refusal, json_answer
-from hexz.servers.images_whole import Whole
+from hexz.servers.http.connection import Application, Request
+from hexz.servers.images.facts import Checksum, Extents, Flush
+from hexz.servers.images.requests import PREFIX, Refusal, json_answer
+from hexz.servers.images.whole import Whole
 
 __all__ = ["PREFIX", "ImagesApplication"]
 

@@ -33,12 +33,12 @@ from hexz.protocol.nbd.replies import (
 )
 from hexz.protocol.nbd.rules import Refusal, Request, refusal
 from hexz.servers.base import Connection
-from hexz.servers.nbd_counting import Counting
-from hexz.servers.nbd_crowd import LARGEST, Crowd, Streak
-from hexz.servers.nbd_late import receive_late
-from hexz.servers.nbd_misses import Cold, ColdReads, MissPool
-from hexz.servers.nbd_outbox import MAX_BUFFERS, ZERO_BYTES, Export, Outbox
-from hexz.servers.nbd_status import describe
+from hexz.servers.nbd.counting import Counting
+from hexz.servers.nbd.crowd import LARGEST, Crowd, Streak
+from hexz.servers.nbd.late import receive_late
+from hexz.servers.nbd.misses import Cold, ColdReads, MissPool
+from hexz.servers.nbd.outbox import MAX_BUFFERS, ZERO_BYTES, Export, Outbox
+from hexz.servers.nbd.status import describe
 
 __all__ = ["Transmission"]
 

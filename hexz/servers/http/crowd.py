@@ -20,8 +20,8 @@ from time import perf_counter
 from typing import NamedTuple
 
 from hexz.servers.base import Summons
-from hexz.servers.http_again import Again
-from hexz.servers.http_counting import Counting
+from hexz.servers.http.again import Again
+from hexz.servers.http.counting import Counting
 
 __all__ = ["Crowd", "Member", "Told", "Unsent"]
 

@@ -14,8 +14,8 @@ from hexz.protocol.http.conditions import Validators
 from hexz.protocol.http.ranges import Unsatisfiable, parse_range
 from hexz.protocol.http.responses import REVALIDATE, VOLATILE, Piece, Representation, Response, Source, represent
 from hexz.protocol.images import MAX_OPERATION, Zero, flag, parse_content_range, parse_operation
-from hexz.servers.images_bodies import SessionSource
-from hexz.servers.images_requests import Refusal, Resource, json_answer
+from hexz.servers.images.bodies import SessionSource
+from hexz.servers.images.requests import Refusal, Resource, json_answer
 
 __all__ = ["Whole"]
 

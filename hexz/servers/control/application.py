@@ -22,7 +22,7 @@ from hexz.protocol.http.responses import Response, json_response
 from hexz.protocol.nydus import bodies, shapes
 from hexz.protocol.nydus.machine import Event, State
 from hexz.protocol.nydus.refusals import ControlError, abnormal, bad_request, no_route, other, query_missing
-from hexz.servers.http_connection import Application, Request
+from hexz.servers.http.connection import Application, Request
 
 __all__ = ["ControlApplication", "Facts", "Machine", "NotAllowed"]
 

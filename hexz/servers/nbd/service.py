@@ -15,11 +15,11 @@ from hexz.errors import NoSuchSnapshot
 from hexz.protocol.nbd.constants import MAX_NAME
 from hexz.protocol.nbd.handshake import ExportFacts, Handshake, Negotiated, Next, TlsMode
 from hexz.servers.base import Connection
-from hexz.servers.nbd_crowd import Crowd
-from hexz.servers.nbd_late import receive_late
-from hexz.servers.nbd_misses import MissPool
-from hexz.servers.nbd_outbox import Export
-from hexz.servers.nbd_transmission import Transmission
+from hexz.servers.nbd.crowd import Crowd
+from hexz.servers.nbd.late import receive_late
+from hexz.servers.nbd.misses import MissPool
+from hexz.servers.nbd.outbox import Export
+from hexz.servers.nbd.transmission import Transmission
 from hexz.servers.tls import TlsContext
 
 __all__ = ["NbdService"]

@@ -13,7 +13,7 @@ from hexz.protocol.http.head import RequestHead
 from hexz.protocol.http.responses import Response
 from hexz.protocol.s3.errors import S3Error
 from hexz.protocol.s3.sigv4 import Claim, Scope, check_signature, check_time, parse_claim, signing_key
-from hexz.servers.s3_answers import error_answer
+from hexz.servers.s3.answers import error_answer
 
 __all__ = ["KeyFile", "S3Policy"]
 

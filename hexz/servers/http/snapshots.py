@@ -27,9 +27,8 @@ from hexz.protocol.http.responses import (
     json_response,
     represent,
 )
-from hexz.servers.http_connection import Request
-from hexz.servers.http_page import index_page
-from hexz.servers.objects import (
+from hexz.servers.http.connection import Request
+from hexz.servers.http.objects import (
     ARCHIVED_GUARD,
     OCTETS,
     Contents,
@@ -37,6 +36,7 @@ from hexz.servers.objects import (
     file_contents,
     public_facts,
 )
+from hexz.servers.http.page import index_page
 from hexz.snapshot import Stream
 
 __all__ = ["CatalogApplication"]

@@ -10,8 +10,8 @@ from hexz.metrics.words import EXTENTS
 from hexz.protocol.http.conditions import Validators
 from hexz.protocol.http.responses import REVALIDATE, VOLATILE, Representation, Response, represent
 from hexz.protocol.images import extents_json, number, span_of
-from hexz.servers.images_bodies import Spool
-from hexz.servers.images_requests import Resource, json_answer
+from hexz.servers.images.bodies import Spool
+from hexz.servers.images.requests import Resource, json_answer
 
 __all__ = ["Checksum", "Extents", "Flush"]
 

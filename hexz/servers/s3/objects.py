@@ -14,7 +14,7 @@ from hexz.format.metadata import ArchivedFile
 from hexz.protocol.s3.errors import S3Error
 from hexz.protocol.s3.keys import FILES, INFO, bucket_of
 from hexz.protocol.s3.xml import Entry
-from hexz.servers.objects import (
+from hexz.servers.http.objects import (
     OCTETS,
     Contents,
     archived_contents,

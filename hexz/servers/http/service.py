@@ -11,9 +11,9 @@ from hexz.access import AccessLog, Gate
 from hexz.metrics import Metrics
 from hexz.protocol.http.cors import Cors
 from hexz.servers.base import Connection
-from hexz.servers.http_connection import PLAIN_RULES, Application, HttpConnection, Policy, Rules
-from hexz.servers.http_crowd import Crowd
-from hexz.servers.http_receiving import IDLE_S
+from hexz.servers.http.connection import PLAIN_RULES, Application, HttpConnection, Policy, Rules
+from hexz.servers.http.crowd import Crowd
+from hexz.servers.http.receiving import IDLE_S
 from hexz.servers.tls import TlsContext
 
 __all__ = ["HttpService"]

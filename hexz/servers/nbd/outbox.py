@@ -20,7 +20,7 @@ from hexz.errors import HexzError
 from hexz.metrics import SnapshotMetrics
 from hexz.protocol.nbd import constants as c
 from hexz.protocol.nbd.replies import SIMPLE_REPLY, Buffer, ChunkedReplies, simple_error
-from hexz.servers.nbd_counting import Counting
+from hexz.servers.nbd.counting import Counting
 from hexz.snapshot import ZEROS, Stream
 
 __all__ = ["MAX_BUFFERS", "Export", "Outbox"]

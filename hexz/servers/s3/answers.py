@@ -9,7 +9,7 @@ from hexz.protocol.http.head import RequestError
 from hexz.protocol.http.responses import Response
 from hexz.protocol.s3.errors import S3Error
 from hexz.protocol.s3.xml import error_document
-from hexz.servers.http_connection import Rules
+from hexz.servers.http.connection import Rules
 
 __all__ = ["RULES", "document_answer", "error_answer", "with_ids"]
 

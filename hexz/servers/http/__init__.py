@@ -1,0 +1,1 @@
+"""HTTP: connections, what arrives on them, the routes of the catalog."""

@@ -1,0 +1,1 @@
+"""The images API: an application of the HTTP server."""

@@ -1,0 +1,1 @@
+"""NBD: the handshake on a socket, then requests and replies."""

@@ -1,0 +1,1 @@
+"""The S3 gateway: an application of the HTTP server."""
