@@ -48,6 +48,8 @@ RECEIVE_BYTES = 16 << 10
 """The receive buffer: room for 585 requests."""
 MID_REQUEST_S = 30.0
 """How long the rest of a request, or of the data that it carries, may take."""
+UNIX_SEND_BYTES = 512 << 10
+"""What the kernel may hold for the peer of a unix socket, so that replies need not go in pieces; TCP sees to itself."""
 BRISK_S = 1
 """A client that sent nothing for so long is waited for with a poll, which hears the summons of a successor too."""
 INLINE_BLOCK = 1 << 20
@@ -91,6 +93,8 @@ class Transmission:
         self._outbox = Outbox(sock, connection.peer, export.stream, self._chunks, self._counting)
         self._cold = ColdReads(pool, export.stream)
         self._summoned = False
+        if sock.family == socket.AF_UNIX:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, UNIX_SEND_BYTES)
         if not self._secure:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", BRISK_S, 0))
 
