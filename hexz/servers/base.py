@@ -118,6 +118,10 @@ class Connection:
         self._ending = True
         self.listener.service.drain(self)
 
+    def end_after_answer(self) -> None:
+        """See that this one connection ends after its next request.  From its own thread."""
+        self._ending = True
+
     @property
     def summoned(self) -> bool:
         """A successor waits: stop between two requests and `give` the connection."""
@@ -385,10 +389,11 @@ class Front:
             listener.give = give
             listener.own_path = None
             listener.sock.close()
+        self.summons.call()
+        for listener in self.listeners:
             for connection in listener.live():
                 if isinstance(connection.sock, ssl.SSLSocket):  # its keys are in this process
                     connection.end()
-        self.summons.call()
         return self._wait(time.monotonic() + timeout, hurry, patient=True)
 
     def drain(self, timeout: float, hurry: Callable[[], bool] = lambda: False) -> bool:

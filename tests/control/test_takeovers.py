@@ -6,8 +6,10 @@ import contextlib
 import http.client
 import json
 import os
+import select
 import signal
 import socket
+import ssl
 import struct
 import threading
 import time
@@ -20,6 +22,7 @@ from hexz.errors import SystemFailure
 from hexz.servers import handover
 from tests.control.clients import WAIT_S, Controlled, Supervisor, ask, done, wait_for
 from tests.control.test_upgrade import Chain
+from tests.http.test_http_access import certificate
 from tests.peers import need, run
 
 
@@ -325,3 +328,25 @@ def test_connections_go_along_in_whatever_phase_they_are(
         assert read_until(shaking, 116)[16:] == data[:100]
         old.stop()
     assert new.stop() == 0
+
+
+def test_who_has_only_just_come_by_tls_gets_an_answer(
+    tmp_path: Path, supervisor: Supervisor, snapshot_file: Path
+) -> None:
+    cert, key = certificate(tmp_path, "localhost")
+    chain = Chain(tmp_path, supervisor, "--http-port", 0, "--tls-cert", cert, "--tls-key", key, snapshot_file)
+    address = ("127.0.0.1", int(chain.urls["https"].rstrip("/").rpartition(":")[2]))
+    context = ssl.create_default_context(cafile=str(cert))
+    context.maximum_version = ssl.TLSVersion.TLSv1_2  # later ones send something after the handshake
+    done(supervisor.receive(chain.now.control))
+    with socket.create_connection(address, WAIT_S) as plain:
+        wait_for(lambda: chain.now.ask("GET", "/api/v1/daemon").json["hexz"]["connections"] == 1)
+        done(ask(chain.now.control, "PUT", "/api/v1/daemon/exit"))
+        with context.wrap_socket(plain, server_hostname="127.0.0.1") as late:
+            late.sendall(b"GET /info HTTP/1.1\r\n")
+            assert not select.select([late], [], [], 1.5)[0]  # longer than any receive waits
+            late.sendall(b"Host: x\r\n\r\n")
+            answer = b"".join(iter(lambda: late.recv(65536), b""))
+            assert answer.startswith(b"HTTP/1.1 200 ") and b"Connection: close" in answer
+    assert chain.now.process.wait(WAIT_S) == 0
+    chain.now.stop()

@@ -62,6 +62,8 @@ class HttpService:
             except (ssl.SSLError, socket.timeout, TimeoutError) as error:
                 log.info("%s: TLS: %s", connection.peer, error)
                 return
+            if connection.summoned:
+                connection.end_after_answer()  # what is under TLS cannot be given to a successor
         self.resume(connection, {}, b"")
 
     def resume(self, connection: Connection, state: dict[str, Any], received: bytes) -> None:
