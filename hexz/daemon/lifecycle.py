@@ -175,6 +175,10 @@ class Lifecycle:
         patience = HANDED_OVER_S if self._sent else (drain_s or LONGEST_DRAIN_S) + REPLY_MARGIN_S
         self._finished.wait(patience)
 
+    def drain_time(self, usual_s: float) -> float:
+        """Seconds that connections get in the end: what `exit` was told, else `usual_s`."""
+        return usual_s if self._drain_s is None else self._drain_s
+
     def finish(self, drain_s: float, hurry: Callable[[], bool]) -> bool:
         """Let connections end, or give them to the successor, within `drain_s` seconds; True when none was cut.
 
@@ -182,7 +186,7 @@ class Lifecycle:
         """
         with self._state_lock:
             self.state = State.STOPPED
-        deadline = time.monotonic() + (drain_s if self._drain_s is None else self._drain_s)
+        deadline = time.monotonic() + drain_s
         bag = self._bag
         for _, listener in self.listeners:
             if listener not in self._front.listeners:

@@ -93,6 +93,8 @@ class Running:
             # Beside the accept loop: it answers also while that one waits for descriptors.
             threading.Thread(target=self._control.run, name="control", daemon=True).start()
         self._front.run(self._tick, every)
+        if self._lifecycle is not None:
+            drain_timeout = self._lifecycle.drain_time(drain_timeout)
         self._notifier.stopping(drain_timeout)
         log.info("stopping: %d connections to end within %g s", self._connections(), drain_timeout)
         finish = self._front.drain if self._lifecycle is None else self._lifecycle.finish

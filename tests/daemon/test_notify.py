@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.control.clients import ask, done
 from tests.peers import ROOT
 
 DEADLINE_S = 30.0
@@ -113,6 +114,15 @@ def test_a_reload_that_fails_ends_all_the_same(manager: Manager, tmp_path: Path,
     manager.wait_for("READY")
     service.send_signal(signal.SIGTERM)
     assert manager.wait_for("STOPPING")
+    assert service.wait(DEADLINE_S) == 0
+
+
+def test_the_manager_hears_how_long_an_exit_may_take(manager: Manager, tmp_path: Path, snapshot_file: Path) -> None:
+    control = tmp_path / "api.sock"
+    service = manager.start("--http-port", 0, "--control", control, "--drain-timeout", 1, snapshot_file)
+    manager.wait_for("READY")
+    done(ask(control, "PUT", "/api/v1/daemon/exit?drain_timeout=600"))
+    assert int(manager.wait_for("STOPPING")[-1]["EXTEND_TIMEOUT_USEC"]) >= 600_000_000
     assert service.wait(DEADLINE_S) == 0
 
 
