@@ -16,7 +16,7 @@ from hexz.daemon.kept import Kept
 from hexz.daemon.lifecycle import Lifecycle, MakeListener
 from hexz.daemon.running import Running
 from hexz.daemon.systemd import Notifier, credential
-from hexz.errors import ConfigError
+from hexz.errors import ConfigError, HexzError
 from hexz.secrets import read_password
 from hexz.servers.addresses import UnixAddress, open_socket
 from hexz.servers.base import Front, Listener, Service
@@ -67,12 +67,16 @@ def assemble(
     catalog.context.metrics.listeners = front.figures
     mounts = MountTable(catalog, options.control_root, catalog.context.metrics.events.add)
     lifecycle = Lifecycle(front, mounts, listener_on, options.supervisor, options.upgrade)
-    if not options.upgrade:
-        for protocol in settings.listen:
-            service(protocol)  # what is wrong with its settings is told before anything listens
-        for protocol, listener in _listeners(settings, notifier, passed, listener_on):
-            lifecycle.add(protocol, listener)
-    control = _control(settings, lifecycle, mounts, running, catalog) if options.control else None
+    try:
+        if not options.upgrade:
+            for protocol in settings.listen:
+                service(protocol)  # what is wrong with its settings is told before anything listens
+            for protocol, listener in _listeners(settings, notifier, passed, listener_on):
+                lifecycle.add(protocol, listener)
+        control = _control(settings, lifecycle, mounts, running, catalog) if options.control else None
+    except HexzError:
+        running.abandon()
+        raise
     running.live_by(lifecycle, control)
     return running
 

@@ -108,6 +108,7 @@ def _serve(settings: Settings, readiness: Readiness, notifier: Notifier) -> int:
     share_heap()
     held: list[PidFile] = []
     catalog: Catalog | None = None
+    running: Running | None = None
     try:
         passed = take_passed_sockets()
         catalog = open_catalog(settings)
@@ -127,6 +128,8 @@ def _serve(settings: Settings, readiness: Readiness, notifier: Notifier) -> int:
         notifier.ready(running.summary())
         running.run(options.drain_timeout)
     finally:
+        if running is not None:
+            running.abandon()
         for pid_file in held:
             pid_file.retire()
         if catalog is not None:

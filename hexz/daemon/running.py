@@ -86,6 +86,12 @@ class Running:
         """New requests are welcome: it is not over, and has begun."""
         return not self._stops and (self._lifecycle is None or self._lifecycle.state is State.RUNNING)
 
+    def abandon(self) -> None:
+        """Let go of the listeners if `run` did not get that far: names of unix sockets go with them."""
+        for front in (self._front, self._control):
+            if front is not None:
+                front.stop_accepting()
+
     def run(self, drain_timeout: float) -> None:
         """Accept until told to stop, then let running replies end within `drain_timeout` seconds."""
         every = min(TICK_S, self._notifier.watchdog_s or TICK_S)

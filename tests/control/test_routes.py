@@ -283,6 +283,17 @@ def test_the_socket_is_private_refuses_a_second_owner_and_goes_with_its_daemon(
     assert not daemon.control.exists()
 
 
+@pytest.mark.parametrize("taken", ["--control", "--pid-file"])
+def test_a_start_that_fails_leaves_no_sockets_behind(tmp_path: Path, snapshot_file: Path, taken: str) -> None:
+    options = {"--control": tmp_path / "api.sock", "--pid-file": tmp_path / "pid", "--http-socket": tmp_path / "http"}
+    options[taken] = tmp_path / "folder"
+    options[taken].mkdir()
+    words = [word for option in options.items() for word in option]
+    failed = run(sys.executable, ROOT / "hexz_serve.py", *words, snapshot_file, check=False)
+    assert failed.returncode and str(options[taken]) in failed.stderr
+    assert [path.name for path in tmp_path.iterdir() if path.is_socket()] == []
+
+
 def test_after_kill_9_the_stale_socket_is_replaced(tmp_path: Path, snapshot_file: Path) -> None:
     control = tmp_path / "api.sock"
     first = Controlled(control, "--http-port", 0, snapshot_file)
