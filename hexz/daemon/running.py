@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -119,10 +120,12 @@ class Running:
     def _tick(self) -> None:
         self._notifier.alive()
         if self._reload and (self._reloading is None or not self._reloading.is_alive()):
-            self._reload = False
             # Opening files can take long, or hang; the accept loop must not.
-            self._reloading = threading.Thread(target=self._reload_all, name="reload", daemon=True)
-            self._reloading.start()
+            reloading = threading.Thread(target=self._reload_all, name="reload", daemon=True)
+            with contextlib.suppress(RuntimeError):  # the system is out of threads: the next round tries again
+                reloading.start()
+                self._reload = False
+                self._reloading = reloading
         if self._summarise:
             self._summarise = False
             for line in self.status():

@@ -1,9 +1,11 @@
-"""The catalog while several threads change it at once."""
+"""The catalog while several threads change it at once, and when it is read again."""
 
 from __future__ import annotations
 
 import gc
 import os
+import signal
+import threading
 import weakref
 from pathlib import Path
 
@@ -11,8 +13,14 @@ import pytest
 
 from hexz import catalog as module
 from hexz.catalog import Catalog
+from hexz.daemon.running import Running
+from hexz.daemon.systemd import Notifier
 from hexz.errors import NoSuchSnapshot
+from hexz.servers.base import Front
 from hexz.snapshot import OpenContext, Snapshot, new_context, open_snapshot
+from tests.control.clients import wait_for
+
+HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 
 
 def opens(path: Path) -> int:
@@ -89,3 +97,34 @@ def test_a_name_that_goes_by_itself_stops_neither_a_reload_nor_the_end(images: l
         patch.setattr(catalog, "names", names_with_a_delay)
         catalog.close()
     assert len(catalog) == 0
+
+
+def test_a_reload_without_threads_to_spare_comes_later(
+    images: list[tuple[Path, bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    catalog = Catalog(new_context(4 << 20))
+    front = Front()
+    running = Running(front, catalog, Notifier(), lambda: [("a", str(images[0][0]))])
+    start, refused = threading.Thread.start, []
+
+    def start_later(thread: threading.Thread) -> None:
+        if thread.name == "reload" and len(refused) < 3:
+            refused.append(thread)
+            front.wake()
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_later)
+    running.on_reload("the end", front.stop)
+    before = {number: signal.getsignal(number) for number in HANDLED}
+    try:
+        running.trap_signals()
+        signal.raise_signal(signal.SIGHUP)
+        running.run(drain_timeout=30)
+        wait_for(lambda: catalog.names() == ["a"])
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert len(refused) == 3
+    front.close()
+    catalog.close()
