@@ -196,14 +196,14 @@ class Catalog:
 
         Raises: NoSuchSnapshot.
         """
-        wanted = name or self.default
-        while wanted is not None:
-            published = self._published.get(wanted)
+        while True:
+            wanted = name or self.default
+            published = self._published.get(wanted or "")
             if published is None:
-                break
-            if published.take():
+                if name or wanted == self.default:  # else there is another default by now
+                    raise NoSuchSnapshot(f"there is no snapshot called {name!r}" if name else "no snapshot is served")
+            elif published.take():
                 return Lease(published)
-        raise NoSuchSnapshot(f"there is no snapshot called {name!r}" if name else "no snapshot is served")
 
     def serves(self, name: str | None, snapshot: Snapshot) -> bool:
         """Whether `name` (None or "" for the default one) means `snapshot` at this moment."""
@@ -312,9 +312,9 @@ class Catalog:
         Raises: NoSuchSnapshot.
         """
         with self._lock:
+            if self.default == name:  # first, so that nobody finds a default that has gone
+                self.default = next((other for other in self._published if other != name), None)
             published = self._published.pop(name, None)
-            if self.default == name:
-                self.default = next(iter(self._published), None)
         if published is None:
             raise NoSuchSnapshot(f"there is no snapshot called {name!r}")
         self.context.metrics.withdraw(published.metrics)

@@ -74,6 +74,26 @@ def test_what_a_name_meant_before_is_forgotten_once_nobody_reads_it(images: list
     assert opens(first) == opens(second) == 0
 
 
+def test_there_is_always_a_default_while_it_changes(images: list[tuple[Path, bytes]]) -> None:
+    class Racing(dict[str, object]):
+        """The snapshots by name, of which one is taken away just before it is looked up."""
+
+        def get(self, name: str, *_: object) -> object:  # type: ignore[override]
+            if name == "a" and "a" in self:
+                catalog.remove("a")
+            return super().get(name)
+
+    catalog = Catalog(new_context(4 << 20))
+    for name in ("a", "b"):
+        catalog.add(name, str(images[0][0]))
+    catalog._published = Racing(catalog._published)  # type: ignore[assignment]
+    with catalog.lease() as snapshot:
+        assert catalog.serves("b", snapshot)
+    catalog.remove("b")
+    with pytest.raises(NoSuchSnapshot, match="no snapshot is served"):
+        catalog.lease()
+
+
 def test_a_name_that_goes_by_itself_stops_neither_a_reload_nor_the_end(images: list[tuple[Path, bytes]]) -> None:
     catalog = Catalog(new_context(4 << 20))
     for name in ("a", "b", "c"):
