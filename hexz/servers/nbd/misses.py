@@ -1,5 +1,8 @@
 """The threads that wait for cold blocks, so that the connections' own threads go on with warm ones.
 
+While loads are quick, because the file is in memory, a connection's thread that has
+nothing else to do loads reads of its own too: waking another costs as much.
+
 Connections take turns: one with a deep queue of cold reads delays another's cold
 read by one block, not by its whole queue.
 """
@@ -14,6 +17,7 @@ import select
 import socket
 import threading
 from collections import deque
+from time import perf_counter
 from typing import NamedTuple
 
 from hexz.errors import HexzError
@@ -28,6 +32,8 @@ MAX_WAITING = 256
 """Cold reads of one connection that the pool has at a time."""
 MAX_WAITING_BYTES = 8 << 20
 """The same in bytes; in a small cache it is a quarter of that, so that what was loaded is still there when sent."""
+QUICK_S = 0.001
+"""A read that loads in less comes from memory, not from a disk: loading another here keeps nobody waiting for long."""
 
 
 class Cold(NamedTuple):
@@ -82,6 +88,7 @@ class ColdReads:
         self._most_bytes = min(MAX_WAITING_BYTES, stream.snapshot.context.blocks.budget // 4)
         self._wake: _Wake | None = None
         self._bytes = 0
+        self._quick = False  # the last load took so little that the connection's thread may do some itself
         self.waiting = 0  # handed over and not taken back
         self._asleep = False  # the connection polls: written by its thread, read by the pool's
         self.finished: deque[tuple[Cold, HexzError | OSError | None, int]] = deque()  # filled by the pool's threads
@@ -118,16 +125,24 @@ class ColdReads:
         Only after a `hand_over` that succeeded.
         """
         assert self._wake is not None
+        helped = sock is not None and self._help()
         poll = select.poll()
         poll.register(self._wake, select.POLLIN)
         if sock is not None:
             poll.register(sock, select.POLLIN)
         self._asleep = True
-        ready = dict(poll.poll(0 if self.finished else None))
+        ready = dict(poll.poll(0 if helped or self.finished else None))
         self._asleep = False
         if self._wake.fileno() in ready:
             self._wake.hush()
         return sock is not None and sock.fileno() in ready
+
+    def _help(self) -> bool:
+        """Load one of the waiting reads here rather than sleep, if that is quick; whether there was one."""
+        read = self._pool.take_back(self) if self._quick else None
+        if read is not None:
+            self.load(read)
+        return read is not None
 
     def abandon(self) -> None:
         """Forget what no thread has begun, and wait for the rest: the stream may be closed afterwards."""
@@ -141,6 +156,7 @@ class ColdReads:
         wake = self._wake
         trouble: HexzError | OSError | None = None
         before = waited.size
+        began = perf_counter()
         try:
             self._stream.read(read.offset, min(read.length, self._stream.size - read.offset))
         except (HexzError, OSError) as error:
@@ -148,6 +164,7 @@ class ColdReads:
         except Exception as error:
             log.exception("unexpected trouble with a cold read")
             trouble = OSError(errno.EIO, str(error))
+        self._quick = perf_counter() - began < QUICK_S
         self.finished.append((read, trouble, waited.size - before))
         if self._asleep and wake is not None:
             wake.ring()
@@ -174,6 +191,17 @@ class MissPool:
                 for number in range(self._count):
                     threading.Thread(target=self._run, name=f"nbd-miss-{number}", daemon=True).start()
             self._turn.notify()
+
+    def take_back(self, reads: ColdReads) -> Cold | None:
+        """One of `reads` that no thread has begun, for the caller to load; None when there is none."""
+        with self._turn:
+            if not reads.tasks:
+                return None
+            read = reads.tasks.popleft()
+            if not reads.tasks:
+                reads.queued = False
+                self._ring.remove(reads)
+            return read
 
     def withdraw(self, reads: ColdReads) -> int:
         """Take back what no thread has begun of `reads`; how many that were."""
