@@ -19,7 +19,8 @@ from hexz.daemon.systemd import Notifier, credential
 from hexz.errors import ConfigError, HexzError
 from hexz.secrets import read_password
 from hexz.servers.addresses import UnixAddress, open_socket
-from hexz.servers.base import Front, Listener, Service
+from hexz.servers.base import Listener, Service
+from hexz.servers.front import Front
 from hexz.snapshot import new_context
 from hexz.sources import find_sources
 

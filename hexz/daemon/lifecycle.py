@@ -15,8 +15,9 @@ from hexz.control.mounts import MountTable
 from hexz.errors import SystemFailure
 from hexz.protocol.nydus.machine import Event, State, follow
 from hexz.protocol.nydus.upgrade import HandoverError, pack_state, parse_state
-from hexz.servers.base import Connection, Front, Listener
+from hexz.servers.base import Connection, Listener
 from hexz.servers.control.application import NotAllowed
+from hexz.servers.front import Front
 from hexz.servers.handover import Bag, fetch_state, open_bag, send_state
 
 __all__ = ["Lifecycle"]

@@ -17,7 +17,7 @@ from hexz.daemon.systemd import Notifier
 from hexz.errors import HexzError
 from hexz.metrics.summary import summary_lines
 from hexz.protocol.nydus.machine import State
-from hexz.servers.base import Front
+from hexz.servers.front import Front
 from hexz.units import format_size
 
 __all__ = ["Running"]

@@ -16,7 +16,7 @@ from hexz.catalog import Catalog
 from hexz.daemon.running import Running
 from hexz.daemon.systemd import Notifier
 from hexz.errors import NoSuchSnapshot
-from hexz.servers.base import Front
+from hexz.servers.front import Front
 from hexz.snapshot import OpenContext, Snapshot, new_context, open_snapshot
 from tests.control.clients import wait_for
 

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 from hexz.catalog import Catalog
 from hexz.servers.addresses import TcpAddress
-from hexz.servers.base import Front, Listener
+from hexz.servers.base import Listener
+from hexz.servers.front import Front
 from hexz.servers.http.connection import Application
 from hexz.servers.http.service import HttpService
 from hexz.servers.http.snapshots import CatalogApplication

@@ -19,7 +19,8 @@ from hexz.metrics.figures import OperationFigures
 from hexz.metrics.files import FileCounts
 from hexz.protocol.nbd import constants as c
 from hexz.servers.addresses import TcpAddress
-from hexz.servers.base import Front, Listener
+from hexz.servers.base import Listener
+from hexz.servers.front import Front
 from hexz.servers.http.service import HttpService
 from hexz.servers.http.snapshots import CatalogApplication
 from hexz.servers.nbd.service import NbdService

@@ -8,7 +8,8 @@ from types import TracebackType
 
 from hexz.catalog import Catalog
 from hexz.servers.addresses import TcpAddress
-from hexz.servers.base import Front, Listener
+from hexz.servers.base import Listener
+from hexz.servers.front import Front
 from hexz.servers.nbd.service import NbdService
 from hexz.snapshot import Stream, new_context
 from tests.nbd.wire import Client

@@ -1,0 +1,171 @@
+"""The one loop that accepts, for all listeners, and how it ends.
+
+The thread that calls `Front.run` (the main thread, in the daemon) accepts.  Stopping
+has two steps: `Front.stop_accepting`, then `Front.drain`, which lets running replies
+end.  `Front.hand_over` comes before them where a successor goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import selectors
+import socket
+import ssl
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+
+from hexz.metrics.figures import ListenerFigures
+from hexz.servers.base import Give, Listener, Summons
+
+__all__ = ["Front"]
+
+log = logging.getLogger("hexz.servers")
+
+STACK_BYTES = 512 << 10
+"""Stack of a connection's thread; virtual memory, of which little is ever touched."""
+EXHAUSTED_PAUSE_S = 0.1
+"""Pause of the accept loop when the process is out of descriptors or memory."""
+LAST_WORD_S = 1.0
+"""How long `Front.drain` waits for threads whose sockets were cut."""
+
+
+class Front:
+    """The accept loop over all listeners."""
+
+    def __init__(self) -> None:
+        self.listeners: list[Listener] = []
+        self.summons = Summons()
+        self._calls: deque[Callable[[], None]] = deque()
+        self._selector = selectors.DefaultSelector()
+        self._wake_read, self._wake_write = socket.socketpair()
+        self._wake_read.setblocking(False)
+        self._wake_write.setblocking(False)
+        self._selector.register(self._wake_read, selectors.EVENT_READ)
+        self._stop = False
+        threading.stack_size(STACK_BYTES)
+
+    def add(self, listener: Listener) -> None:
+        """Accept on `listener` too; from the loop's thread, or before it runs."""
+        listener.summons = self.summons
+        self.listeners.append(listener)
+        self._selector.register(listener.sock, selectors.EVENT_READ, listener)
+
+    def call(self, action: Callable[[], None]) -> None:
+        """Have the loop's thread do `action` soon.  From any thread."""
+        self._calls.append(action)
+        self.wake()
+
+    def figures(self) -> list[ListenerFigures]:
+        """How many connections each listener has, had, and turned away."""
+        return [
+            ListenerFigures(
+                listener.service.scheme.removesuffix("s"),
+                listener.url,
+                len(listener.live()),
+                listener.accepted,
+                listener.refused,
+            )
+            for listener in self.listeners
+        ]
+
+    def wake(self) -> None:
+        """Make `run` look round now.  Safe in a signal handler and from any thread."""
+        with contextlib.suppress(BlockingIOError, OSError):  # a full pipe wakes as well; a closed one has no loop
+            self._wake_write.send(b"\0")
+
+    @property
+    def wake_fd(self) -> int:
+        """The descriptor whose writing wakes the loop (for ``signal.set_wakeup_fd``)."""
+        return self._wake_write.fileno()
+
+    def stop(self) -> None:
+        """Make `run` return."""
+        self._stop = True
+        self.wake()
+
+    def run(self, tick: Callable[[], None] = lambda: None, every: float = 1.0) -> None:
+        """Accept until `stop`; `tick` runs in this thread after each wake-up and at least every `every` seconds."""
+        exhausted = False
+        while not self._stop:
+            for key, _ in self._selector.select(every):
+                if key.data is None:
+                    self._drain_wake()
+                    continue
+                try:
+                    key.data.accept()
+                    exhausted = False
+                except OSError as error:
+                    if not exhausted:
+                        log.error("%s: cannot accept: %s; going on as resources come back", key.data.url, error)
+                    exhausted = True
+                    time.sleep(EXHAUSTED_PAUSE_S)
+            while self._calls:
+                self._calls.popleft()()
+            tick()
+
+    def _drain_wake(self) -> None:
+        with contextlib.suppress(BlockingIOError):  # emptied
+            while self._wake_read.recv(4096):
+                continue
+
+    def stop_accepting(self) -> None:
+        """Close all listening sockets; connections are told to end."""
+        for listener in self.listeners:
+            if not listener.draining:
+                if listener.sock.fileno() >= 0:
+                    self._selector.unregister(listener.sock)
+                listener.stop_accepting()
+
+    def hand_over(self, give: Give, timeout: float, hurry: Callable[[], bool]) -> bool:
+        """Accept no more, and give the connections away as they come between two requests.
+
+        The listening sockets go on queueing: somebody else has them too.  True when no
+        connection is left after `timeout` seconds; `drain` deals with the rest.  `hurry` is asked as by `drain`.
+        """
+        for listener in self.listeners:
+            if listener.sock.fileno() >= 0:
+                self._selector.unregister(listener.sock)
+            listener.give = give
+            listener.own_path = None
+            listener.sock.close()
+        self.summons.call()
+        for listener in self.listeners:
+            for connection in listener.live():
+                if isinstance(connection.sock, ssl.SSLSocket):  # its keys are in this process
+                    connection.end()
+        return self._wait(time.monotonic() + timeout, hurry, patient=True)
+
+    def drain(self, timeout: float, hurry: Callable[[], bool] = lambda: False) -> bool:
+        """Wait up to `timeout` seconds for all connections to end, then cut the rest; True when none was cut.
+
+        `hurry` is asked now and then: True ends the patience at once.
+        """
+        self.stop_accepting()
+        clean = self._wait(time.monotonic() + timeout, hurry)
+        if not clean:
+            for listener in self.listeners:
+                listener.cut()
+            self._wait(time.monotonic() + LAST_WORD_S, lambda: False)
+        return clean
+
+    def _wait(self, deadline: float, hurry: Callable[[], bool], patient: bool = False) -> bool:
+        while True:
+            live = [connection for listener in self.listeners for connection in listener.live()]
+            if not live:
+                return True
+            if time.monotonic() >= deadline or hurry():
+                return False
+            for connection in live:
+                if not connection.spoken and not patient:
+                    connection.hang_up_idle()
+            time.sleep(0.01)
+
+    def close(self) -> None:
+        """Free the loop's own descriptors; after `drain`."""
+        self._selector.close()
+        self._wake_read.close()
+        self._wake_write.close()
+        self.summons.close()
