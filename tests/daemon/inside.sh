@@ -175,7 +175,8 @@ follows_the_readme() {
     cp /root/.ssh/id_ed25519.pub /root/.ssh/authorized_keys
     printf 'Host host\n HostName 127.0.0.1\n StrictHostKeyChecking no\n' >/root/.ssh/config
     /usr/sbin/sshd
-    cp -r "$checkout" /root/checkout
+    mkdir /root/checkout # what a clone has; a .venv and earlier results would fill the box
+    tar -C "$checkout" --exclude='./.?*' --exclude=./build --exclude=__pycache__ -cf - . | tar -C /root/checkout -xf -
     cd /root/checkout
     cp "$snapshot" snap.hxz
     rm -f /etc/nginx/sites-enabled/*
