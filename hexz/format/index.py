@@ -94,11 +94,6 @@ class Entry(NamedTuple):
         """The block lives in a parent."""
         return self.stored_offset == PARENT_OFFSET
 
-    @property
-    def is_zero(self) -> bool:
-        """The block is zeros, nothing is stored."""
-        return self.stored_length == 0 and self.stored_offset != PARENT_OFFSET
-
 
 def parse_master_index(data: bytes) -> MasterIndex:
     """The master index that begins at `data[0]`; what follows it is ignored.

@@ -76,11 +76,6 @@ class Front:
         with contextlib.suppress(BlockingIOError, OSError):  # a full pipe wakes as well; a closed one has no loop
             self._wake_write.send(b"\0")
 
-    @property
-    def wake_fd(self) -> int:
-        """The descriptor whose writing wakes the loop (for ``signal.set_wakeup_fd``)."""
-        return self._wake_write.fileno()
-
     def stop(self) -> None:
         """Make `run` return."""
         self._stop = True

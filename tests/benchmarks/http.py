@@ -18,7 +18,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import socket
 import statistics
 import subprocess
 import sys
@@ -29,6 +28,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from hexz.tools.pack import pack
+from tests.benchmarks.others import free_port, running
 from tests.benchmarks.reader import CACHE_BYTES, IMAGE_BYTES, bare, image, stored_blocks, verified
 from tests.benchmarks.report import Row
 from tests.peers import Server
@@ -107,48 +107,23 @@ ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
 
 
 @contextmanager
-def _process(command: list[object], port: int) -> Iterator[str]:
-    process = subprocess.Popen([str(part) for part in command], stderr=subprocess.DEVNULL)
-    try:
-        deadline = time.monotonic() + START_S
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", port)).close()
-                break
-            except OSError:
-                if process.poll() is not None or time.monotonic() > deadline:
-                    raise RuntimeError(f"{command[0]} did not start") from None
-                time.sleep(0.02)
-        yield f"http://127.0.0.1:{port}/disk"
-    finally:
-        process.terminate()
-        process.wait()
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port: int = free.getsockname()[1]
-        return port
-
-
-@contextmanager
 def nginx(raw: Path, folder: Path, sending: str = "sendfile on; tcp_nopush on") -> Iterator[str]:
     """nginx with the raw image."""
-    port = _free_port()
+    port = free_port()
     folder.mkdir(exist_ok=True)
     (folder / "conf").write_text(NGINX.format(folder=folder, port=port, raw=raw, sending=sending))
     user = ["-g", "user root;"] if os.getuid() == 0 else []
-    with _process(["nginx", "-p", folder, "-e", folder / "errors", "-c", folder / "conf", *user], port) as url:
-        yield url
+    with running(["nginx", "-p", folder, "-e", folder / "errors", "-c", folder / "conf", *user], port, START_S):
+        yield f"http://127.0.0.1:{port}/disk"
 
 
 @contextmanager
 def stock(raw: Path, folder: Path) -> Iterator[str]:
     """The standard library's server with the raw image."""
-    port = _free_port()
+    port = free_port()
     (folder / "stock.py").write_text(STOCK)
-    with _process([sys.executable, folder / "stock.py", port, raw], port) as url:
-        yield url
+    with running([sys.executable, folder / "stock.py", port, raw], port, START_S):
+        yield f"http://127.0.0.1:{port}/disk"
 
 
 @contextmanager

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hexz.tools.pack import pack
+from tests.benchmarks.others import free_port
 from tests.benchmarks.report import Row
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -115,12 +116,6 @@ def process(command: list[str], ready: Callable[[], bool], log: Path, **more: st
         except subprocess.TimeoutExpired:
             server.kill()
             server.wait()
-
-
-def free_port() -> int:
-    """A port that was free a moment ago."""
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        return int(listening.getsockname()[1])
 
 
 def answers(port: int) -> Callable[[], bool]:

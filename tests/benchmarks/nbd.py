@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hexz.tools.pack import pack
+from tests.benchmarks.others import free_port
 from tests.benchmarks.report import Row
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -87,8 +88,7 @@ class Running(NamedTuple):
 
 @contextmanager
 def _serving(command: Callable[[int], list[object]]) -> Iterator[Running]:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port: int = free.getsockname()[1]
+    port = free_port()
     process = subprocess.Popen([str(part) for part in command(port)], stdout=subprocess.DEVNULL)
     try:
         _await(port, process)

@@ -16,7 +16,6 @@ import importlib.util
 import os
 import random
 import shutil
-import socket
 import statistics
 import subprocess
 import sys
@@ -30,6 +29,7 @@ from typing import Any, NamedTuple
 import boto3
 
 from hexz.tools.pack import pack
+from tests.benchmarks.others import free_port, running
 from tests.benchmarks.report import Row
 from tests.peers import Server
 
@@ -93,28 +93,8 @@ def ours(packed: Path, folder: Path, cache: int) -> Iterator[Contender]:
 
 @contextmanager
 def _process(command: list[object], port: int) -> Iterator[Contender]:
-    parts = [str(part) for part in command]
-    process = subprocess.Popen(parts, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        deadline = time.monotonic() + START_S
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", port)).close()
-                break
-            except OSError:
-                if process.poll() is not None or time.monotonic() > deadline:
-                    raise RuntimeError(f"{parts[0]} did not start") from None
-                time.sleep(0.05)
-        yield Contender(f"http://127.0.0.1:{port}", process.pid)
-    finally:
-        process.terminate()
-        process.wait()
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port: int = free.getsockname()[1]
-        return port
+    with running(command, port, START_S) as pid:
+        yield Contender(f"http://127.0.0.1:{port}", pid)
 
 
 def _rclone() -> Path:
@@ -127,7 +107,7 @@ def rclone_serve(raw: Path, folder: Path) -> Iterator[Contender]:
     bucket = folder / "root" / BUCKET
     bucket.mkdir(parents=True)
     os.link(raw, bucket / KEY)
-    port = _free_port()
+    port = free_port()
     options = ["--addr", f"127.0.0.1:{port}", "--auth-key", f"{ACCESS_KEY},{SECRET}", "--config", os.devnull]
     with _process([_rclone(), "serve", "s3", bucket.parent, *options], port) as contender:
         yield contender
@@ -136,7 +116,7 @@ def rclone_serve(raw: Path, folder: Path) -> Iterator[Contender]:
 @contextmanager
 def nginx(raw: Path, folder: Path) -> Iterator[Contender]:
     """nginx with the raw image, in one process as it is."""
-    port = _free_port()
+    port = free_port()
     (folder / "conf").write_text(NGINX.format(folder=folder, port=port, raw=raw, bucket=BUCKET))
     user = ["-g", "user root;"] if os.getuid() == 0 else []
     with _process(["nginx", "-p", folder, "-e", folder / "errors", "-c", folder / "conf", *user], port) as contender:
@@ -146,7 +126,7 @@ def nginx(raw: Path, folder: Path) -> Iterator[Contender]:
 @contextmanager
 def moto(raw: Path) -> Iterator[Contender]:
     """moto's server with the raw image."""
-    port = _free_port()
+    port = free_port()
     with _process([sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", port], port) as contender:
         client = _boto3(contender.url)
         client.create_bucket(Bucket=BUCKET)
