@@ -16,6 +16,7 @@ __all__ = [
     "CorruptSnapshot",
     "CryptographyMissing",
     "HexzError",
+    "JsonError",
     "ListenError",
     "NameTaken",
     "NoSuchSnapshot",
@@ -58,6 +59,19 @@ class ConfigError(HexzError):
     """A configuration or secrets file that is wrong."""
 
     exit_status = 78
+
+
+class JsonError(HexzError):
+    """Bytes that are no JSON, or none that is read here; `line` and `column` say where, from 1 on, or are 0."""
+
+    http_status = 400
+    nbd_errno = errno.EINVAL
+
+    def __init__(self, reason: str, line: int = 0, column: int = 0) -> None:
+        super().__init__(f"not JSON: {reason}" + (f" (line {line}, column {column})" if line else ""))
+        self.reason = reason
+        self.line = line
+        self.column = column
 
 
 class SystemFailure(HexzError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import json
 import os
 import re
 import signal
@@ -13,6 +14,8 @@ from pathlib import Path
 import pytest
 import requests
 
+from tests.control.clients import ask
+from tests.crafted import Craft
 from tests.peers import ROOT, SYSTEM_PYTHON, Server, missing, run
 
 
@@ -48,15 +51,67 @@ def interpreters() -> list[str]:
     return [found[version] for version in dict.fromkeys([usable[0], usable[-1]])] if usable else []
 
 
-@pytest.mark.parametrize("python", interpreters())
-def test_oldest_and_newest_interpreter(python: str, snapshot_file: Path, disk_image: Path) -> None:
+def with_packages(python: str) -> str:
+    """An interpreter of that version which has what the daemon needs."""
     home = ROOT / ".cache" / "interpreters" / Path(python).parts[-3].replace("/", "_")
     if not (home / "bin" / "python").exists():
         run(python, "-m", "venv", home, timeout=120)
         run(home / "bin" / "python", "-m", "pip", "install", "-q", "lz4", "zstandard", timeout=300)
-    with Server("--http-port", 0, "--nbd-port", 0, snapshot_file, python=str(home / "bin" / "python")) as server:
+    return str(home / "bin" / "python")
+
+
+@pytest.mark.parametrize("python", interpreters())
+def test_oldest_and_newest_interpreter(python: str, snapshot_file: Path, disk_image: Path) -> None:
+    with Server("--http-port", 0, "--nbd-port", 0, snapshot_file, python=with_packages(python)) as server:
         assert requests.get(f"{server.http}/disk", timeout=30).content == disk_image.read_bytes()
         run("nbdinfo", server.nbd)
+
+
+@pytest.mark.parametrize("python", interpreters())
+def test_json_nested_as_deeply_as_can_be_sent(python: str, tmp_path: Path) -> None:
+    """It is refused, or no manifest; the daemon lives on with whatever stack and limits its interpreter has."""
+    craft = Craft()
+    craft.data(b"x" * 4096)
+    craft.page()
+    craft.metadata = b"[" * 6000
+    path = craft.write(tmp_path / "deep.hxz")
+    (tmp_path / "images").mkdir()
+    registration = tmp_path / "images" / "work"
+    registration.write_text(
+        json.dumps({"backend": "overlay", "snapshot": "deep", "file": str(tmp_path / "overlays" / "work")})
+    )
+    registration.chmod(0o600)
+    (tmp_path / "overlays").mkdir()
+    control = tmp_path / "control"
+    arguments = ["--http-port", 0, "--images-dir", tmp_path / "images", "--images-allow", tmp_path / "overlays"]
+    with Server(*arguments, "--control", control, path, python=with_packages(python)) as server:
+        for route in ("", "/info", "/snapshots", "/snapshots/deep/files/", "/disk"):
+            answer = requests.get(f"{server.http}/{route.lstrip('/')}", timeout=30)
+            assert answer.status_code == (404 if "files" in route else 200), route
+        for depth in (65, 900, 4000, 60000):
+            answer = requests.patch(
+                f"{server.http}/images/work", b"[" * depth, headers={"Content-Type": "application/json"}, timeout=30
+            )
+            assert answer.status_code == 400, depth
+            assert ask(control, "PUT", "/api/v1/daemon", b"[" * depth).status == 400, depth
+
+
+@pytest.mark.parametrize("python", interpreters())
+def test_recursion_ends_before_the_stack_of_a_connection_does(python: str) -> None:
+    program = """if True:
+        import json, threading
+        from hexz.servers.front import STACK_BYTES
+        def parse():
+            try:
+                json.loads("[" * 1_000_000)
+            except RecursionError:
+                print("told")
+        threading.stack_size(STACK_BYTES)
+        thread = threading.Thread(target=parse)
+        thread.start()
+        thread.join()
+    """
+    assert run(with_packages(python), "-c", program, cwd=ROOT).stdout == "told\n"
 
 
 def test_the_distributions_own_packages(snapshot_file: Path, disk_image: Path) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import http.client
-import json
 import os
 import socket
 from typing import Any
 
 from hexz.config import parse_arguments
-from hexz.errors import HexzError
+from hexz.errors import HexzError, JsonError
+from hexz.jsontext import load_json
 
 __all__ = ["ask_daemon", "control_socket_of"]
 
@@ -37,9 +37,9 @@ def ask_daemon(path: str) -> dict[str, Any]:
     connection = _Connection(path)
     try:
         connection.request("GET", "/api/v2/daemon")
-        answer = json.loads(connection.getresponse().read(MAX_ANSWER))
+        answer = load_json(connection.getresponse().read(MAX_ANSWER))
         return dict(answer["hexz"])
-    except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError) as error:
+    except (OSError, http.client.HTTPException, JsonError, KeyError, TypeError) as error:
         raise HexzError(f"{path}: the daemon does not answer: {error}") from error
     finally:
         connection.close()

@@ -14,7 +14,8 @@ import sys
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from hexz.errors import SystemFailure
+from hexz.errors import JsonError, SystemFailure
+from hexz.jsontext import load_json
 
 __all__ = ["Readiness", "Report", "detach", "fill_standard_descriptors"]
 
@@ -128,7 +129,7 @@ def _await_report(fd: int) -> Report:
         data += part
     os.close(fd)
     try:
-        status, lines = json.loads(data)
+        status, lines = load_json(data)
         return Report(status, lines)
-    except ValueError:
+    except (JsonError, TypeError, ValueError):
         return Report(71, ["the daemon died before it was ready"])

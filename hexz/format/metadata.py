@@ -5,8 +5,10 @@ format.md sections 9 and 11.
 
 from __future__ import annotations
 
-import json
 from typing import Any, NamedTuple
+
+from hexz.errors import JsonError
+from hexz.jsontext import load_json
 
 __all__ = ["IMAGE_KIND", "MAX_METADATA", "ArchivedFile", "ManifestError", "parse_manifest", "parse_metadata"]
 
@@ -40,8 +42,8 @@ class ArchivedFile(NamedTuple):
 def parse_metadata(data: bytes) -> dict[str, Any] | None:
     """The metadata as a JSON object, or None when it is anything else (any bytes are allowed)."""
     try:
-        value = json.loads(data)
-    except (ValueError, RecursionError):
+        value = load_json(data)
+    except JsonError:
         return None
     return value if isinstance(value, dict) else None
 

@@ -27,7 +27,9 @@ import struct
 import zlib
 from typing import Any, NamedTuple
 
+from hexz.errors import JsonError
 from hexz.images.blockmap import Run
+from hexz.jsontext import load_json
 
 __all__ = ["HEAD_SIZE", "RECORD_SIZE", "Head", "JournalError", "Record", "build_head", "parse_head", "parse_records"]
 
@@ -94,10 +96,10 @@ def parse_head(data: bytes) -> Head:
     if len(data) < HEAD_SIZE or zlib.crc32(data[: HEAD_SIZE - 4]) != _CRC.unpack_from(data, HEAD_SIZE - 4)[0]:
         raise JournalError("not an overlay's journal, or its head is damaged")
     try:
-        fields: Any = json.loads(data[: HEAD_SIZE - 4])
+        fields: Any = load_json(data[: HEAD_SIZE - 4])
         version = fields.pop("hexz-overlay")
         head = Head(**fields)
-    except (ValueError, TypeError, AttributeError, KeyError):
+    except (JsonError, TypeError, AttributeError, KeyError):
         raise JournalError("the head is not what an overlay begins with") from None
     if version != FORMAT:
         raise JournalError(f"overlay format {version!r} is unknown: this reader knows {FORMAT}")

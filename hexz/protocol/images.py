@@ -5,13 +5,13 @@ The API is that of Apache CloudStack's image server and of ovirt-imageio.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
-from hexz.errors import BadRequest, ConfigError
+from hexz.errors import BadRequest, ConfigError, JsonError
+from hexz.jsontext import load_json
 
 __all__ = [
     "MAX_OPERATION",
@@ -81,8 +81,8 @@ def parse_registration(data: bytes) -> Registration:
     if len(data) > MAX_REGISTRATION:
         raise ConfigError(f"longer than {MAX_REGISTRATION} bytes")
     try:
-        fields = json.loads(data)
-    except (ValueError, RecursionError):
+        fields = load_json(data)
+    except JsonError:
         raise ConfigError("not JSON") from None
     if not isinstance(fields, dict):
         raise ConfigError("not a JSON object")
@@ -181,8 +181,8 @@ def parse_operation(data: bytes) -> Zero | Flush:
     if not 0 < len(data) <= MAX_OPERATION:
         raise BadRequest(f"the JSON body has to have 1 to {MAX_OPERATION} bytes")
     try:
-        fields = json.loads(data)
-    except (ValueError, RecursionError):
+        fields = load_json(data)
+    except JsonError:
         raise BadRequest("the body is not JSON") from None
     if not isinstance(fields, dict):
         raise BadRequest("the body is not a JSON object")

@@ -24,8 +24,11 @@ __all__ = ["Front"]
 
 log = logging.getLogger("hexz.servers")
 
-STACK_BYTES = 512 << 10
-"""Stack of a connection's thread; virtual memory, of which little is ever touched."""
+STACK_BYTES = 2 << 20
+"""Stack of a connection's thread: the interpreter's own limits of recursion fit in (Python 3.13 crashes below 1.5 MiB).
+
+It is virtual memory, of which little is ever touched.
+"""
 EXHAUSTED_PAUSE_S = 0.1
 """Pause of the accept loop when the process is out of descriptors or memory."""
 LAST_WORD_S = 1.0

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any, NamedTuple
 
+from hexz.errors import JsonError
+from hexz.jsontext import load_json
 from hexz.protocol.nydus.refusals import ControlError, other, parse_error
 
 __all__ = [
@@ -49,11 +50,9 @@ class BlobRequest(NamedTuple):
 
 def _parse_object(body: bytes) -> dict[str, Any]:
     try:
-        value = json.loads(body)
-    except json.JSONDecodeError as error:
-        raise parse_error(error.msg, error.lineno, error.colno) from None
-    except (ValueError, RecursionError):  # no UTF-8, too deep, or a number beyond what Python converts
-        raise parse_error("the body is not JSON in UTF-8") from None
+        value = load_json(body)
+    except JsonError as error:
+        raise parse_error(error.reason, error.line or 1, error.column or 1) from None
     if not isinstance(value, dict):
         raise parse_error("invalid type: expected an object", 1, len(body))
     return value
@@ -104,8 +103,8 @@ def _own_options(config: str) -> dict[str, Any]:
     if not config.lstrip().startswith("{"):
         return {}
     try:
-        value = json.loads(config)
-    except (ValueError, RecursionError):
+        value = load_json(config)
+    except JsonError:
         raise other("Mount", "InvalidConfig", "the configuration is not JSON", "INVALID_ARGUMENT") from None
     options = value.get("hexz", {})
     if not isinstance(options, dict):

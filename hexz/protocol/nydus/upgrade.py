@@ -11,6 +11,9 @@ import binascii
 import json
 from typing import Any, NamedTuple
 
+from hexz.errors import JsonError
+from hexz.jsontext import load_json
+
 __all__ = [
     "MAX_FDS",
     "MAX_STATE",
@@ -59,8 +62,8 @@ def _pack(fields: dict[str, Any]) -> bytes:
 
 def _parse(data: bytes) -> dict[str, Any]:
     try:
-        value = json.loads(data)
-    except (ValueError, RecursionError):
+        value = load_json(data)
+    except JsonError:
         raise HandoverError("what the other process left behind is not JSON") from None
     if not isinstance(value, dict) or value.get("version") != VERSION:
         raise HandoverError("what the other process left behind is of a version that is unknown here")
