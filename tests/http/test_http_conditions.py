@@ -34,6 +34,12 @@ AFTER = "Sun, 06 Nov 1994 08:49:38 GMT"
         ({"if-none-match": "*"}, 304),
         ({"if-none-match": '"x"'}, None),
         ({"if-none-match": '"a,b", "c"'}, None),
+        ({"if-none-match": ' ,\t,"x",  ,\t ,, W/"abc-1" , '}, 304),
+        ({"if-none-match": '"abc-1" "x"'}, None),
+        # blanks and commas in any number take no time
+        ({"if-none-match": '"abc-1"' + ",  " * 5000}, 304),
+        ({"if-none-match": '"abc-1"' + ",  " * 5000 + "x"}, None),
+        ({"if-match": '"abc-1"' + ", " * 8000 + "x"}, 412),
         ({"if-none-match": '"x,"abc-1"'}, None),
         ({"if-none-match": "abc-1"}, None),
         # 13.1.3 If-Modified-Since: not later than the date; an invalid date is ignored

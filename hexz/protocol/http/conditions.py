@@ -10,7 +10,8 @@ from hexz.protocol.http.dates import parse_date
 __all__ = ["Validators", "evaluate", "range_applies"]
 
 _TAG = re.compile(r'(W/)?"([!#-~\x80-\xff]*)"')
-_TAG_LIST = re.compile(r'[ \t,]*(?:W/)?"[!#-~\x80-\xff]*"(?:[ \t]*,[ \t]*(?:(?:W/)?"[!#-~\x80-\xff]*")?)*[ \t]*')
+# Between two commas the blanks belong to one place alone: two that could share them would be tried in all ways.
+_TAG_LIST = re.compile(r'[ \t,]*(?:W/)?"[!#-~\x80-\xff]*"(?:[ \t]*,(?:[ \t]*(?:W/)?"[!#-~\x80-\xff]*")?)*[ \t]*')
 
 
 class Validators(NamedTuple):

@@ -14,7 +14,6 @@ PART_OVERHEAD = 128
 """A gap between two ranges of up to so many bytes is sent too: it is shorter than another part's head."""
 
 _SET = re.compile(r"[ \t,]*([0-9]*-[0-9]*(?:[ \t]*,(?:[ \t]*[0-9]*-[0-9]*)?)*)[ \t]*")
-_ONE = re.compile(r"([0-9]*)-([0-9]*)")
 _MANY_DIGITS = 19
 
 
@@ -43,11 +42,11 @@ def parse_range(value: str, size: int) -> list[Span] | None:
     unit, equals, listed = value.partition("=")
     if unit.strip(" \t").lower() != "bytes" or not equals or _SET.fullmatch(listed) is None:
         return None
-    specs = _ONE.findall(listed)
+    specs = [spec.strip(" \t").partition("-") for spec in listed.split(",") if "-" in spec]
     if len(specs) > MAX_RANGES:
         return None
     spans: list[Span] = []
-    for first_digits, last_digits in specs:
+    for first_digits, _, last_digits in specs:
         if not first_digits and not last_digits:
             return None
         first, last = _number(first_digits), _number(last_digits)
