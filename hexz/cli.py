@@ -6,19 +6,14 @@ import os
 import sys
 from collections.abc import Sequence
 
-from hexz.assembly import assemble, open_catalog
-from hexz.catalog import Catalog
 from hexz.config import Settings, parse_arguments
 from hexz.daemon.asking import ask_daemon, control_socket_of
 from hexz.daemon.detach import Readiness, Report, detach, fill_standard_descriptors
-from hexz.daemon.heap import share_heap
-from hexz.daemon.logs import set_up_logging
-from hexz.daemon.pidfile import PidFile, running_pid, stop_running
-from hexz.daemon.places import default_pid_file, take_places
-from hexz.daemon.running import Running
-from hexz.daemon.systemd import Notifier, take_passed_sockets
+from hexz.daemon.pidfile import running_pid, stop_running
+from hexz.daemon.places import default_pid_file
+from hexz.daemon.systemd import Notifier
 from hexz.errors import HexzError, UsageError
-from hexz.units import format_size
+from hexz.installation import check_packages
 
 __all__ = ["main"]
 
@@ -37,6 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = settings.options
         if options.status or options.stop:
             return _ask_running(settings)
+        check_packages()
         if options.daemon:
             if os.environ.get("LISTEN_FDS"):
                 raise UsageError("--daemon does not go with socket activation: the service manager detaches already")
@@ -45,7 +41,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return _tell(outcome)
             readiness = outcome
         notifier = Notifier()
-        return _serve(settings, readiness, notifier)
+        # Only now: what reads snapshots imports the packages that were just looked for.
+        from hexz.serving import serve
+
+        return serve(settings, readiness, notifier)
     except HexzError as error:
         message, status = str(error), error.exit_status
     except MemoryError:
@@ -100,53 +99,3 @@ def _print_status(control: str | None, pid: int | None) -> int:
     pid = facts.get("pid", pid)
     print("\n".join([f"running, pid {pid}" if pid else "not running", *facts.get("status", [])]))
     return 0 if pid else NOT_RUNNING
-
-
-def _serve(settings: Settings, readiness: Readiness, notifier: Notifier) -> int:
-    options = settings.options
-    set_up_logging(options.log_level, split=readiness.detached)
-    share_heap()
-    held: list[PidFile] = []
-    catalog: Catalog | None = None
-    running: Running | None = None
-    try:
-        passed = take_passed_sockets()
-        catalog = open_catalog(settings)
-        if options.check:
-            return _print_check(catalog)
-        running = assemble(settings, catalog, notifier, passed)
-        notes: list[str] = []
-        if readiness.detached:
-            places = take_places(options.pid_file, options.log_file, _suffix(running))
-            held, notes = places.pid_files, places.notes
-            running.on_reload("logs", places.logs.reopen)
-            set_up_logging(options.log_level, split=True)
-        elif options.pid_file:
-            held = [PidFile(options.pid_file)]
-        running.trap_signals()
-        readiness.report(Report(0, [*(f"listening {url}" for url in running.urls()), *notes]))
-        notifier.ready(running.summary())
-        running.run(options.drain_timeout)
-    finally:
-        if running is not None:
-            running.abandon()
-        for pid_file in held:
-            pid_file.retire()
-        if catalog is not None:
-            catalog.close()
-    return 0
-
-
-def _suffix(running: Running) -> str:
-    """What tells this daemon's files from another's: the port, or the socket's name."""
-    url = running.urls()[0].rstrip("/")
-    return url.rpartition(":")[2] if url.rpartition(":")[2].isdigit() else str(os.getpid())
-
-
-def _print_check(catalog: Catalog) -> int:
-    for name in catalog.names():
-        with catalog.lease(name) as snapshot:
-            streams = ", ".join(f"{stream.name} {format_size(stream.size)}" for stream in snapshot.streams.values())
-            mark = " (default)" if name == catalog.default else ""
-            print(f"{name}{mark}: {snapshot.path}: {snapshot.layout}, {streams or 'no streams'}")
-    return 0

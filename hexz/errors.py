@@ -21,6 +21,7 @@ __all__ = [
     "NameTaken",
     "NoSuchSnapshot",
     "NotASnapshot",
+    "PackageMissing",
     "ParentMissing",
     "PasswordNeeded",
     "ShuttingDown",
@@ -72,6 +73,10 @@ class JsonError(HexzError):
         self.reason = reason
         self.line = line
         self.column = column
+
+
+class PackageMissing(ConfigError):
+    """A Python package that nothing works without is not installed."""
 
 
 class SystemFailure(HexzError):

@@ -35,6 +35,7 @@ from hexz.format.index import (
     parse_page,
 )
 from hexz.format.metadata import MAX_METADATA
+from hexz.installation import how_to_get
 from hexz.snapshot.context import OpenContext
 from hexz.snapshot.snapshot import Parts, Snapshot
 from hexz.storage import LocalFile, Storage
@@ -192,9 +193,8 @@ def _cipher(storage: Storage, header: Header, password: bytes | None) -> BlockCi
     try:
         return BlockCipher(derive_key(password, header.encryption))
     except CryptographyNeeded:
-        raise CryptographyMissing(
-            storage.name, "is encrypted: install the cryptography package (pip install cryptography)"
-        ) from None
+        reason = f"is encrypted, and the package cryptography is missing: {how_to_get(['cryptography'])}"
+        raise CryptographyMissing(storage.name, reason) from None
     except ValueError as error:
         raise CorruptSnapshot(storage.name, str(error)) from None
 

@@ -1,1 +1,1 @@
-"""The toolbox beside the daemon: one module a command, run by ``python -m hexz``."""
+"""The toolbox beside the daemon: one module a command, run by ``hexz``."""

@@ -1,4 +1,4 @@
-"""``python -m hexz cat``: bytes of a stream to standard output."""
+"""``hexz cat``: bytes of a stream to standard output."""
 
 from __future__ import annotations
 

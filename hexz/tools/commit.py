@@ -1,4 +1,4 @@
-"""``python -m hexz commit``: what was written to an overlay becomes a thin snapshot over the one below it."""
+"""``hexz commit``: what was written to an overlay becomes a thin snapshot over the one below it."""
 
 from __future__ import annotations
 

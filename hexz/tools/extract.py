@@ -1,4 +1,4 @@
-"""``python -m hexz extract``: a stream to a sparse file, or a folder archive to a folder."""
+"""``hexz extract``: a stream to a sparse file, or a folder archive to a folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``python -m hexz info``: what is in a snapshot."""
+"""``hexz info``: what is in a snapshot."""
 
 from __future__ import annotations
 

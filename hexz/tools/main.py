@@ -11,6 +11,7 @@ from typing import NoReturn
 
 from hexz import __version__
 from hexz.errors import HexzError, UnitError, UsageError
+from hexz.installation import check_packages
 from hexz.secrets import read_key, read_password
 from hexz.units import format_size, parse_size
 
@@ -33,7 +34,7 @@ def _size(text: str) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="python -m hexz", description="Write, inspect and read .hxz snapshots.", allow_abbrev=False)
+    parser = _Parser(prog="hexz", description="Write, inspect and read .hxz snapshots.", allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"hexz-serve {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
 
@@ -86,7 +87,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # file names can be bytes that no encoding has
     try:
-        status = _run(_parser().parse_args(arguments))
+        options = _parser().parse_args(arguments)
+        check_packages()
+        status = _run(options)
         sys.stdout.flush()
         return status
     except HexzError as error:

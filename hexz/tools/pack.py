@@ -1,4 +1,4 @@
-"""``python -m hexz pack``: a disk image, and a memory image if wanted, into one snapshot.
+"""``hexz pack``: a disk image, and a memory image if wanted, into one snapshot.
 
 Threads read the image and compress; one places the blocks, in order.  Memory is
 bounded: a few batches are under way at once, whatever the image's size.

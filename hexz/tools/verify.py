@@ -1,4 +1,4 @@
-"""``python -m hexz verify``: read every block and say which are damaged."""
+"""``hexz verify``: read every block and say which are damaged."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from hexz.errors import ConfigError, CryptographyMissing, HexzError, SnapshotErr
 from hexz.format.crypto import SIGNATURE_SIZE, CryptographyNeeded, signature_valid
 from hexz.format.index import MAX_BLOCK, MAX_INDEX
 from hexz.format.metadata import MAX_METADATA
+from hexz.installation import how_to_get
 from hexz.snapshot import Snapshot, Stream, new_context, open_snapshot
 from hexz.tools.progress import Progress
 
@@ -80,7 +81,7 @@ def _check_signature(snapshot: Snapshot, public_key: bytes) -> str | None:
         if signature_valid(public_key, snapshot.read_file(*place), signed):
             return None
     except CryptographyNeeded:
-        reason = "signatures need the cryptography package (pip install cryptography)"
+        reason = f"signatures need the package cryptography: {how_to_get(['cryptography'])}"
         raise CryptographyMissing(snapshot.path, reason) from None
     except ValueError as error:
         raise ConfigError(f"the public key is none: {error}") from None

@@ -1,0 +1,73 @@
+"""From settings to the end of the daemon: open, listen, say so, serve, put everything away."""
+
+from __future__ import annotations
+
+import os
+
+from hexz.assembly import assemble, open_catalog
+from hexz.catalog import Catalog
+from hexz.config import Settings
+from hexz.daemon.detach import Readiness, Report
+from hexz.daemon.heap import share_heap
+from hexz.daemon.logs import set_up_logging
+from hexz.daemon.pidfile import PidFile
+from hexz.daemon.places import take_places
+from hexz.daemon.running import Running
+from hexz.daemon.systemd import Notifier, take_passed_sockets
+from hexz.units import format_size
+
+__all__ = ["serve"]
+
+
+def serve(settings: Settings, readiness: Readiness, notifier: Notifier) -> int:
+    """Serve until told to stop; returns the exit status.  `readiness` and `notifier` learn when every listener answers.
+
+    Raises: HexzError, OSError and MemoryError when it cannot begin.
+    """
+    options = settings.options
+    set_up_logging(options.log_level, split=readiness.detached)
+    share_heap()
+    held: list[PidFile] = []
+    catalog: Catalog | None = None
+    running: Running | None = None
+    try:
+        passed = take_passed_sockets()
+        catalog = open_catalog(settings)
+        if options.check:
+            return _print_check(catalog)
+        running = assemble(settings, catalog, notifier, passed)
+        notes: list[str] = []
+        if readiness.detached:
+            places = take_places(options.pid_file, options.log_file, _suffix(running))
+            held, notes = places.pid_files, places.notes
+            running.on_reload("logs", places.logs.reopen)
+            set_up_logging(options.log_level, split=True)
+        elif options.pid_file:
+            held = [PidFile(options.pid_file)]
+        running.trap_signals()
+        readiness.report(Report(0, [*(f"listening {url}" for url in running.urls()), *notes]))
+        notifier.ready(running.summary())
+        running.run(options.drain_timeout)
+    finally:
+        if running is not None:
+            running.abandon()
+        for pid_file in held:
+            pid_file.retire()
+        if catalog is not None:
+            catalog.close()
+    return 0
+
+
+def _suffix(running: Running) -> str:
+    """What tells this daemon's files from another's: the port, or the socket's name."""
+    url = running.urls()[0].rstrip("/")
+    return url.rpartition(":")[2] if url.rpartition(":")[2].isdigit() else str(os.getpid())
+
+
+def _print_check(catalog: Catalog) -> int:
+    for name in catalog.names():
+        with catalog.lease(name) as snapshot:
+            streams = ", ".join(f"{stream.name} {format_size(stream.size)}" for stream in snapshot.streams.values())
+            mark = " (default)" if name == catalog.default else ""
+            print(f"{name}{mark}: {snapshot.path}: {snapshot.layout}, {streams or 'no streams'}")
+    return 0
