@@ -32,7 +32,7 @@ from hexz.errors import BlockError, HexzError
 from hexz.metrics import Metrics
 from hexz.protocol.http.cors import Cors
 from hexz.protocol.http.dates import format_date
-from hexz.protocol.http.head import Framing, RequestError, RequestHead, framing_of, parse_head
+from hexz.protocol.http.head import RequestError, RequestHead, framing_of, parse_head
 from hexz.protocol.http.responses import Piece, Response, error_response, pack_head
 from hexz.servers.base import Connection
 from hexz.servers.http.again import Again
@@ -187,8 +187,8 @@ class HttpConnection:
         began = perf_counter()
         head = parse_head(raw)
         self._counting.begin(head.method)
-        framing = framing_of(head)
-        body = Body(self._receiver, framing, self._go_on if _expects_continue(head) else None)
+        body = Body(self._receiver, framing_of(head), self._go_on if _expects_continue(head) else None)
+        bodiless = body.finished
         # Taken before the gate is asked, so that a change in between is noticed.
         renewal = self._policy.renewal(self._connection.peer)
         response = self._cors.preflight(head) if self._cors is not None else None
@@ -209,8 +209,9 @@ class HttpConnection:
                 response.done()
             self._account(began, head, token, response.status, self._sender.sent, head.headers.get("range"))
         self._again = None
-        if keep_alive and renewal is not None:
-            self._prepare_again(raw, head, framing, response, renewal, token)
+        # The fast path reads no body: what is in one would be taken for the next request.
+        if keep_alive and bodiless and renewal is not None:
+            self._prepare_again(raw, head, response, renewal, token)
         return keep_alive
 
     def _account(
@@ -227,14 +228,12 @@ class HttpConnection:
         self,
         raw: bytes,
         head: RequestHead,
-        framing: Framing,
         response: Response,
         renewal: Callable[[], bool],
         token: str | None,
     ) -> None:
-        """Be ready for another range of the same, if nothing about this request is out of the ordinary."""
-        plain = head.minor and not framing.chunked and "expect" not in head.headers
-        if plain and response.repeat is not None:
+        """Be ready for another range of the same; its request had no body, and neither have those that look like it."""
+        if head.minor and response.repeat is not None:
             self._again = Again.of(raw, response.repeat, self._extra, renewal)
             self._counting.prepare(response)
             self._told = None
