@@ -10,7 +10,7 @@ import struct
 import sys
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
 from operator import add
 from typing import NamedTuple
@@ -220,11 +220,9 @@ class Page:
         start = 8 + number * 52 + 20
         return self._raw[start : start + HASH_SIZE]
 
-    def hash_words(self) -> array[int]:
-        """The first four bytes of every block's hash as an integer, in one array."""
-        words = array("I")
-        words.frombytes(self._raw[8:])
-        return words[5::13]
+    def hashes(self) -> Iterator[bytes]:
+        """The recorded hash of every block; none in files of 20-byte entries."""
+        return (fields[4] for fields in _ENTRY52.iter_unpack(self._raw[8:]))
 
     def entry(self, number: int) -> Entry:
         """Block `number` as one value."""

@@ -43,9 +43,10 @@ from hexz.storage import LocalFile, Storage
 __all__ = ["MAX_ANCESTORS", "MAX_CHAIN", "open_snapshot"]
 
 MAX_CHAIN = 64
-"""Longest chain of parents followed."""
+"""Longest chain of parents followed, the snapshot itself included."""
 MAX_ANCESTORS = 256
 """Most ancestors of one snapshot in all."""
+TOO_MANY = f"too many parents: at most {MAX_CHAIN} deep and {MAX_ANCESTORS} in all"
 MAX_PAGES_PROBED = 4
 """Index pages looked at to find the first encrypted block when the password is tried."""
 
@@ -81,10 +82,11 @@ def _open(path: str, context: OpenContext, family: _Family) -> Snapshot:
         if storage.identity in family.line:
             raise CorruptSnapshot(path, "is its own ancestor: the parents form a circle")
         if len(line) > MAX_CHAIN or len(family.opened) >= MAX_ANCESTORS:
-            raise CorruptSnapshot(path, f"too many parents: at most {MAX_CHAIN} deep and {MAX_ANCESTORS} in all")
+            raise CorruptSnapshot(path, TOO_MANY)
         family.opened.append(storage.identity)
         for stored in header.parents:
             parents.append(_open_parent(path, stored, context, _Family(line, family.opened)))
+        _check_family(path, parents)
         cipher = _cipher(storage, header, context.password)
         parts = Parts(
             storage,
@@ -107,6 +109,13 @@ def _open(path: str, context: OpenContext, family: _Family) -> Snapshot:
         for parent in parents:
             parent.close()
         raise
+
+
+def _check_family(path: str, parents: Sequence[Snapshot]) -> None:
+    """See that the snapshot has no more ancestors than are read; those that were open already count as well."""
+    ancestors = {ancestor.uid for parent in parents for ancestor in (parent, *parent.ancestors())}
+    if any(parent.generations >= MAX_CHAIN for parent in parents) or len(ancestors) > MAX_ANCESTORS:
+        raise CorruptSnapshot(path, TOO_MANY)
 
 
 def _read_structure(storage: Storage) -> tuple[Header, MasterIndex]:

@@ -3,8 +3,7 @@
 The writers used one kind of entry for two things.  *Same place*: the bytes are at
 the same position of the parent's stream of the same name.  *Same content*: the
 block with this hash is somewhere in the ancestors.  Which one a file means is
-decided for the whole file, from all its parent entries, the first time that it
-matters.
+decided for the whole file, from all its entries, the first time that it matters.
 """
 
 from __future__ import annotations
@@ -38,13 +37,20 @@ class Place(NamedTuple):
 
 
 class HashIndex:
-    """The data blocks of one file by hash: a sorted array of (32 bits of hash, place), 8 bytes a block."""
+    """The data blocks of one file by hash: a sorted array of (32 bits of key, place), 8 bytes a block.
+
+    The key is the interpreter's own hash of the recorded one, which is salted anew in each process: no file can be
+    made whose different hashes have equal keys, through which a search would have to walk.
+    """
 
     def __init__(self, snapshot: Snapshot) -> None:
         """Read every index page of `snapshot`.
 
         Raises: CorruptSnapshot, StorageError.
         """
+        pages = sum(len(stream.pages.records) for stream in snapshot.streams.values())
+        if pages > MAX_HASHED_PAGES:
+            raise CorruptSnapshot(snapshot.path, f"{pages} index pages: too many to be searched by a thin child")
         self._numbering: list[tuple[Stream, int]] = []  # (stream, number of its first page)
         keys: list[int] = []
         first = 0
@@ -53,16 +59,14 @@ class HashIndex:
             for number, page in enumerate(stream.pages.each(), first):
                 keys += _page_keys(page, number)
             first += len(stream.pages.records)
-        if first > MAX_HASHED_PAGES:
-            raise CorruptSnapshot(snapshot.path, f"{first} index pages: too many to be searched by a thin child")
         keys.sort()
         self._keys = array("Q", keys)
 
     def find(self, digest: bytes) -> Place | None:
         """The block whose recorded hash is `digest`, or None."""
-        word = int.from_bytes(digest[:4], "little") << 32
-        at = bisect_left(self._keys, word)
-        while at < len(self._keys) and self._keys[at] >> 32 == word >> 32:
+        key = _key(digest)
+        at = bisect_left(self._keys, key << 32)
+        while at < len(self._keys) and self._keys[at] >> 32 == key:
             number, entry = divmod(self._keys[at] & 0xFFFF_FFFF, MAX_PAGE_ENTRIES)
             stream, first = next(item for item in reversed(self._numbering) if item[1] <= number)
             page = stream.pages.at(stream.pages.starts[number - first]).page
@@ -74,14 +78,16 @@ class HashIndex:
         return None
 
 
+def _key(digest: bytes) -> int:
+    return hash(digest) & 0xFFFF_FFFF
+
+
 def _page_keys(page: Page, number: int) -> list[int]:
-    if page.entry_size != 52:
-        return []
     base = number * MAX_PAGE_ENTRIES
     return [
-        word << 32 | base + entry
-        for entry, (word, stored) in enumerate(zip(page.hash_words(), page.stored))
-        if stored and (word or page.hash(entry) != NO_HASH)
+        _key(digest) << 32 | base + entry
+        for entry, (digest, stored) in enumerate(zip(page.hashes(), page.stored))
+        if stored and digest != NO_HASH
     ]
 
 
@@ -110,14 +116,23 @@ class Lineage:
         return self._same_place_file
 
     def _decide(self) -> bool:
+        # Rule 2 of format.md section 8.  What has a parent's blocks where the parent has them reads alike either way,
+        # unless the parent's blocks begin elsewhere than the child's: hence the last test.
+        alike = True
         for stream in self._snapshot.streams.values():
+            on_grid, inherits = True, False
             for page in stream.pages.each():
+                on_grid = on_grid and _on_grid(page, self._snapshot.header.block_size, stream.size)
                 if page.only_data():
                     continue
                 for entry in range(page.count):
-                    if page.in_parent(entry) and self._says_same_place(page, entry):
-                        return True
-        return False
+                    if page.in_parent(entry):
+                        if self._says_same_place(page, entry):
+                            return True
+                        inherits = True
+                        alike = alike and self._parent_has(stream.name, page.block_start(entry), page.hash(entry))
+            alike = alike and (on_grid or not inherits)
+        return alike
 
     def _says_same_place(self, page: Page, entry: int) -> bool:
         if page.entry_size != 52:
@@ -127,6 +142,17 @@ class Lineage:
             return True
         place = self._find(digest)
         return place is not None and place.length != page.logical[entry]
+
+    def _parent_has(self, stream: str, position: int, digest: bytes) -> bool:
+        """The entry that covers `position` in the parent which would supply it there is recorded with this hash."""
+        for parent in self._snapshot.parents:
+            supplier = parent.streams.get(stream)
+            if supplier is not None and position < supplier.size:
+                if not supplier.pages.records:
+                    return False
+                page = supplier.pages.at(position).page
+                return page.hash(page.find(position)) == digest
+        return False
 
     def _find(self, digest: bytes) -> Place | None:
         for ancestor in self._snapshot.ancestors():
@@ -191,3 +217,11 @@ class Lineage:
                 stop = end
                 yield None, offset, stop - offset
             offset = stop
+
+
+def _on_grid(page: Page, block_size: int, size: int) -> bool:
+    """Every block of the page has `block_size` bytes, but for a shorter one at the stream's end at `size`."""
+    return page.logical.count(block_size) == page.count or all(
+        length == block_size or (length < block_size and page.block_start(number) + length == size)
+        for number, length in enumerate(page.logical)
+    )

@@ -47,6 +47,7 @@ class Snapshot:
 
     `uid` is unique for the life of the process: keys of the block cache begin with it.
     `etag` identifies the bytes of the ``.hxz`` file itself; each stream has its own.
+    `generations` is the length of the longest chain of parents, itself included.
     """
 
     def __init__(self, parts: Parts, context: OpenContext) -> None:
@@ -59,6 +60,7 @@ class Snapshot:
         self.context = context
         self.key = (parts.storage.name, parts.storage.identity)
         self.parents = parts.parents
+        self.generations: int = 1 + max((parent.generations for parent in parts.parents), default=0)
         self.encrypted = parts.header.encryption is not None
         self.file_size = parts.storage.size
         self.mtime = parts.storage.modified_ns / 1e9
