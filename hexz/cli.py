@@ -12,6 +12,7 @@ from hexz.daemon.detach import Readiness, Report, detach, fill_standard_descript
 from hexz.daemon.pidfile import running_pid, stop_running
 from hexz.daemon.places import default_pid_file
 from hexz.daemon.systemd import Notifier
+from hexz.daemon.unit_files import hidden_from_services, unit_file
 from hexz.errors import HexzError, UsageError
 from hexz.installation import check_packages
 
@@ -33,6 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.status or options.stop:
             return _ask_running(settings)
         check_packages()
+        if options.print_unit:
+            return _print_unit(options.print_unit)
         if options.daemon:
             if os.environ.get("LISTEN_FDS"):
                 raise UsageError("--daemon does not go with socket activation: the service manager detaches already")
@@ -70,6 +73,15 @@ def _tell(report: Report) -> int:
     else:
         print("\n".join(report.lines), flush=True)
     return report.status
+
+
+def _print_unit(kind: str) -> int:
+    print(unit_file(kind), end="", flush=True)
+    hidden = hidden_from_services(kind)
+    if hidden is not None:
+        remedy = "install it below /opt or /usr/local, or take --print-unit user"
+        print(f"hexz-serve: warning: {hidden} is hidden from services of the system: {remedy}", file=sys.stderr)
+    return 0
 
 
 def _ask_running(settings: Settings) -> int:

@@ -13,12 +13,14 @@ from hexz.errors import UnitError, UsageError
 from hexz.servers.addresses import Address, TcpAddress, UnixAddress
 from hexz.units import parse_size
 
-__all__ = ["DEFAULT_PORTS", "Settings", "parse_arguments"]
+__all__ = ["DEFAULT_PORTS", "UNIT_KINDS", "Settings", "parse_arguments"]
 
 DEFAULT_PORTS = {"http": 8080, "nbd": 10809, "s3": 9000}
 """The TCP port of each protocol when none is given."""
 SMALLEST_CACHE = 1 << 20
 LARGEST_PAD = 1 << 20
+UNIT_KINDS = ("service", "activated", "http-socket", "nbd-socket", "user")
+"""The unit files that --print-unit knows."""
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -222,6 +224,14 @@ def _running(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--status", action="store_true", help="say whether a detached daemon runs (exit 0 or 3)")
     group.add_argument("--stop", action="store_true", help="stop a detached daemon and wait for its end")
     group.add_argument(
+        "--print-unit",
+        nargs="?",
+        const="service",
+        choices=UNIT_KINDS,
+        metavar="KIND",
+        help=f"print a systemd unit file that starts this very program: {', '.join(UNIT_KINDS)} (default service)",
+    )
+    group.add_argument(
         "--log-level", choices=LOG_LEVELS, default="info", help="least severe lines logged (default info)"
     )
     group.add_argument("--version", action="version", version=f"hexz-serve {__version__}")
@@ -237,7 +247,8 @@ def parse_arguments(arguments: Sequence[str]) -> Settings:
         raise UsageError("--log-file goes with --daemon; otherwise the log is standard error")
     if options.upgrade and not (options.control and options.supervisor):
         raise UsageError("--upgrade needs --control and --supervisor: it is told there what to take over")
-    if not (options.snapshots or options.images_dir or options.status or options.stop or options.upgrade):
+    questions = options.status or options.stop or options.print_unit
+    if not (options.snapshots or options.images_dir or options.upgrade or questions):
         raise UsageError("no snapshot given: hexz-serve SNAPSHOT [SNAPSHOT ...]")
     if options.cache_size < SMALLEST_CACHE:
         raise UsageError(f"--cache-size {options.cache_size}: at least 1M is needed")
