@@ -331,9 +331,11 @@ class Handshake:
         if len(rest) < _U32.size:
             raise _Malformed("the queries are cut off")
         count = _U32.unpack_from(rest)[0]
+        rest = rest[_U32.size :]
+        if count > len(rest) // _U32.size:
+            raise _Malformed("there are fewer queries than announced")
         if count > MAX_QUERIES:
             return _reply(option, REP_ERR_TOO_BIG, f"at most {MAX_QUERIES} queries".encode())
-        rest = rest[_U32.size :]
         queries = []
         for _ in range(count):
             query, rest = _take_string(rest)
