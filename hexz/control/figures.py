@@ -50,8 +50,9 @@ class ControlFigures:
         return nydus.events(self._metrics.collect(), since)
 
     def fs(self, wanted: str | None) -> dict[str, Any]:
-        """Requests of clients."""
-        return self._ask("GlobalMetrics", nydus.fs, wanted)
+        """Requests of clients, under the id that was asked for as it was written."""
+        answer = self._ask("GlobalMetrics", nydus.fs, wanted)
+        return answer if wanted is None else {**answer, "id": wanted}
 
     def files(self, wanted: str | None) -> dict[str, dict[str, Any]]:
         """Requests by stream."""

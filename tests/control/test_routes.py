@@ -36,6 +36,20 @@ def test_wrong_methods_and_bodies_are_bad_requests(daemon: Controlled, method: s
     assert (answer.status, answer.message) == (400, "BadRequest")
 
 
+@pytest.mark.parametrize(
+    ("target", "allowed"),
+    [("/api/v1/daemon", "GET, PUT"), ("/api/v1/mount", "DELETE, POST, PUT"), ("/healthz", "GET, HEAD, OPTIONS")],
+)
+def test_nothing_is_traced(daemon: Controlled, target: str, allowed: str) -> None:
+    """RFC 9110 sections 9.3.8 and 15.5.6: no client of the API sends TRACE, so this is as HTTP has it."""
+    answer = raw_exchange(
+        daemon.control, f"TRACE {target} HTTP/1.1\r\nHost: x\r\nX-Secret: hush\r\nConnection: close\r\n\r\n".encode()
+    )
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 405 ") and f"\r\nAllow: {allowed}\r\n".encode() in head + b"\r\n"
+    assert b"hush" not in body
+
+
 def test_refusals_have_the_status_and_the_words_that_clients_look_for(daemon: Controlled, other: Path) -> None:
     missing = """QueryString("'mountpoint' should be specified in query string")"""
     table: list[tuple[str, str, Any, int, str]] = [
@@ -199,6 +213,8 @@ def test_figures_after_known_traffic(daemon: Controlled, disk_image: Path) -> No
     ).stdout
     assert int(fetched) == len(data)
     wait_for(lambda: daemon.ask("GET", "/api/v1/metrics?id=/snap").json["data_read"] >= len(data))
+    for wanted in ("/snap", "snap", "/"):  # the id comes back as it was given
+        assert daemon.ask("GET", f"/api/v1/metrics?id={wanted}").json["id"] == wanted
     fs = daemon.ask("GET", "/api/v1/metrics").json
     assert fs["fop_hits"][4] == 1
     for key, length in (("fop_hits", 15), ("fop_errors", 15), ("block_count_read", 8), ("read_latency_dist", 8)):

@@ -7,6 +7,7 @@ Clients search some messages for fixed words, so the messages keep the nested fo
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from typing import Any
 
 from hexz.protocol.http.head import RequestError
@@ -18,6 +19,7 @@ __all__ = [
     "bad_request",
     "no_counter",
     "no_route",
+    "no_tracing",
     "other",
     "parse_error",
     "query_missing",
@@ -28,9 +30,10 @@ __all__ = [
 class ControlError(RequestError):
     """A request that the control API refuses; `code` is for programs, the message for people and old clients."""
 
-    def __init__(self, status: int, code: str, message: str) -> None:
+    def __init__(self, status: int, code: str, message: str, headers: tuple[tuple[str, str], ...] = ()) -> None:
         super().__init__(status, message)
         self.code = code
+        self.headers = headers
 
 
 def _quoted(text: str) -> str:
@@ -40,6 +43,11 @@ def _quoted(text: str) -> str:
 def bad_request() -> ControlError:
     """A method or body that the route does not take: 400, where HTTP would say 405."""
     return ControlError(400, "BAD_REQUEST", "BadRequest")
+
+
+def no_tracing(allowed: Iterable[str]) -> ControlError:
+    """TRACE, on a route that takes the methods `allowed`: RFC 9110 section 15.5.6; no client of the API sends it."""
+    return ControlError(405, "METHOD_NOT_ALLOWED", "BadRequest", (("Allow", ", ".join(sorted(allowed))),))
 
 
 def no_route() -> ControlError:
@@ -79,6 +87,7 @@ _CODES = {400: "BAD_REQUEST", 404: "NOT_FOUND", 408: "TIMEOUT", 413: "TOO_LARGE"
 
 def refusal_response(status: int, message: str, error: RequestError | None = None) -> Response:
     """The answer to a refused request; for `error` with its own code if it has one."""
-    code = error.code if isinstance(error, ControlError) else _CODES.get(status, "FAILED")
+    own = error if isinstance(error, ControlError) else None
+    code = own.code if own else _CODES.get(status, "FAILED")
     body: dict[str, Any] = {"code": code, "message": message}
-    return json_response(body, status)
+    return json_response(body, status, own.headers if own else ())

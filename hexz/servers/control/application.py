@@ -21,7 +21,15 @@ from hexz.errors import HexzError
 from hexz.protocol.http.responses import Response, json_response
 from hexz.protocol.nydus import bodies, shapes
 from hexz.protocol.nydus.machine import Event, State
-from hexz.protocol.nydus.refusals import ControlError, abnormal, bad_request, no_route, other, query_missing
+from hexz.protocol.nydus.refusals import (
+    ControlError,
+    abnormal,
+    bad_request,
+    no_route,
+    no_tracing,
+    other,
+    query_missing,
+)
 from hexz.servers.http.connection import Application, Request
 
 __all__ = ["ControlApplication", "Facts", "Machine", "NotAllowed"]
@@ -145,6 +153,8 @@ class ControlApplication:
             return self._others.respond(request)
         if head.path not in self._paths:
             raise no_route()
+        if head.method == "TRACE":
+            raise no_tracing(method for method, path in self._routes if path == head.path)
         body = _read_body(request)
         found = self._routes.get((head.method, head.path))
         if found is None or found[0] is not bool(body):
