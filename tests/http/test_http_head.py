@@ -49,6 +49,11 @@ def test_a_plain_head() -> None:
         (b"GET //x HTTP/1.1", "//x"),
         (b"GET /../x HTTP/1.1", "/../x"),
         (b"GET /x HTTP/1.9", "/x"),  # 2.3: a later minor version is read as the one known
+        # RFC 9110 4.2.3, RFC 3986 6.2.2.2: unreserved characters are the same escaped or not, whatever the digits' case
+        (b"GET /%64isk?%64 HTTP/1.1", "/disk"),
+        (b"GET /%2d%2E%5f%7E%41%5A%61%7a%30%39 HTTP/1.1", "/-._~AZaz09"),
+        (b"GET /a%2Fb%2f%25%34%31%3F%3f HTTP/1.1", "/a%2Fb%2f%2541%3F%3f"),  # once, and nothing that divides a path
+        (b"GET /%40%5B%60%7B%2C%3A%C3%A9%ff%00 HTTP/1.1", "/%40%5B%60%7B%2C%3A%C3%A9%ff%00"),
     ],
 )
 def test_targets(line: bytes, path: str) -> None:

@@ -30,6 +30,8 @@ _BAD_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]*)(?::[0-9]*)?")
 _ABSOLUTE = re.compile(r"https?://([^/?#]*)([^#]*)", re.IGNORECASE)
 _BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
+_UNRESERVED = re.compile(r"%(?:2[DE]|3[0-9]|4[1-9A-F]|5[0-9AF]|6[1-9A-F]|7[0-9AE])", re.IGNORECASE)
+"""An escape that means the same as the character itself: a letter, a digit, ``-``, ``.``, ``_`` or ``~``."""
 _DIGITS = re.compile(r"[0-9]{1,18}")
 _SINGLE = frozenset({"host", "content-length", "transfer-encoding", "range", "authorization", "content-range",
                      "if-modified-since", "if-unmodified-since", "if-range", "content-type"})  # fmt: skip
@@ -46,7 +48,9 @@ class RequestError(Exception):
 class RequestHead(NamedTuple):
     """A request's head.
 
-    `path` is as sent, undecoded, without the query; `segments` are its parts decoded.
+    `path` is as sent, without the query; of its escapes only those of unreserved characters are decoded,
+    so that no two spellings of one path differ (RFC 9110 section 4.2.3, RFC 3986 section 6.2.2.2).
+    `segments` are its parts wholly decoded.
     Header names are in lower case; a repeated header's values are joined by commas.
     """
 
@@ -142,8 +146,10 @@ def _split_target(method: str, target: str) -> tuple[str, str]:
     if "#" in target:
         raise RequestError(400, "the request target has a fragment")
     path, _, query = target.partition("?")
-    if "%" in path and _BAD_ESCAPE.search(path):
-        raise RequestError(400, "the request target has a malformed escape")
+    if "%" in path:
+        if _BAD_ESCAPE.search(path):
+            raise RequestError(400, "the request target has a malformed escape")
+        path = _UNRESERVED.sub(lambda escape: chr(int(escape[0][1:], 16)), path)
     return path, query
 
 
