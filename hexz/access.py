@@ -257,6 +257,7 @@ class AccessLog:
                 "client": entry.peer,
                 "token": entry.token,
                 "method": head.method if head else None,
+                "host": head.headers.get("host") if head else None,
                 # A signed URL is good for whoever reads it here.
                 "path": _SIGNATURE.sub(r"\1...", head.target) if head else None,
                 "range": entry.range,

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 __all__ = ["assemble", "open_catalog"]
 
+HTTP_ALPN = ("http/1.1",)
+"""What HTTP and S3 speak under TLS (RFC 9112): whoever would rather have HTTP/2 then falls back cleanly."""
+
 
 def open_catalog(settings: Settings) -> Catalog:
     """Open every snapshot that the command line names, but for a successor: it gets those of the other process.
@@ -152,7 +155,8 @@ def _service(protocol: str, catalog: Catalog, settings: Settings, running: Runni
     from hexz.servers.tls import TlsContext
 
     options = settings.options
-    tls = TlsContext(options.tls_cert, options.tls_key) if options.tls_cert else None
+    spoken = () if protocol == "nbd" else HTTP_ALPN
+    tls = TlsContext(options.tls_cert, options.tls_key, spoken) if options.tls_cert else None
     if tls is not None:
         running.on_reload("certificate", tls.reload)
     if protocol == "nbd":

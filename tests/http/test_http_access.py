@@ -6,6 +6,7 @@ import json
 import signal
 import socket
 import ssl
+import subprocess
 import time
 import warnings
 from collections.abc import Callable
@@ -229,7 +230,7 @@ def test_the_access_log(snapshot_file: Path, token_file: Path, tmp_path: Path) -
     gate, log = Gate(Tokens(str(token_file))), AccessLog(str(path))
     with serving({"snap": snapshot_file}, gate=gate, access_log=log) as server, server.client() as client:
         for _ in range(STREAK + 2):
-            client.ask("GET", "/disk", {**RANGED, **bearer(OLD)})
+            client.ask("GET", "/disk", {**RANGED, **bearer(OLD), "Host": "snap.example:80"})
         client.ask("HEAD", '/disk?a="},{\\x', bearer(OLD))
         client.ask("GET", "/disk")
         client.send(b"rubbish\r\n\r\n")
@@ -238,15 +239,16 @@ def test_the_access_log(snapshot_file: Path, token_file: Path, tmp_path: Path) -
         until(lambda: len(entries(path)) == STREAK + 5)
     lines = entries(path)
     for line in lines[: STREAK + 2]:
-        assert {key: line[key] for key in ("token", "method", "path", "range", "status", "bytes")} == {
-            "token": "alice", "method": "GET", "path": "/disk", "range": "bytes=10-19", "status": 206, "bytes": 10,
+        assert {key: line[key] for key in ("token", "method", "host", "path", "range", "status", "bytes")} == {
+            "token": "alice", "method": "GET", "host": "snap.example:80", "path": "/disk", "range": "bytes=10-19",
+            "status": 206, "bytes": 10,
         }  # fmt: skip
         assert line["client"].startswith("127.0.0.1:") and 0 <= line["seconds"] < 60
         assert abs(line["time"] - time.time()) < 600
     odd, refused, rubbish = lines[STREAK + 2 :]
     assert (odd["path"], odd["status"], odd["bytes"]) == ('/disk?a="},{\\x', 200, 0)
     assert (refused["token"], refused["status"]) == (None, 401)
-    assert (rubbish["method"], rubbish["path"], rubbish["status"]) == (None, None, 400)
+    assert [rubbish[key] for key in ("method", "host", "path", "status")] == [None, None, None, 400]
     assert OLD not in path.read_text()
     assert path.stat().st_mode & 0o777 == 0o600
 
@@ -333,6 +335,27 @@ def test_tls(snapshot_file: Path, disk: bytes, tmp_path: Path) -> None:
             with pytest.raises((EOFError, ConnectionError)):
                 plain.receive()
         assert shake_hands(server.address)[0] == der(cert)
+
+
+def test_tls_agrees_on_http_1_1_with_whoever_would_rather_have_2(snapshot_file: Path, tmp_path: Path) -> None:
+    """RFC 7301: clients of HTTP/2 then fall back, and know before their first request."""
+    cert, key = certificate(tmp_path, "one")
+    openssl = need("openssl", "openssl")
+    pair = ("--tls-cert", cert, "--tls-key", key)
+    with Server("--http-port", 0, "--s3-port", 0, "--allow-anonymous", *pair, snapshot_file) as server:
+        for url in server.urls.values():
+            place = url.partition("://")[2].rstrip("/")
+            for offered, agreed in (("h2,http/1.1", "ALPN protocol: http/1.1"), ("h2", "No ALPN negotiated")):
+                shown = subprocess.run(
+                    [openssl, "s_client", "-connect", place, "-alpn", offered],
+                    stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False,
+                ).stdout  # fmt: skip
+                assert agreed in shown, (url, shown)
+            spoken = run(
+                need("curl", "curl"), "-sS", "--cacert", cert, "--http2", "-o", "/dev/null", "-w", "%{http_version}",
+                f"https://{place}/snap.hxz",
+            )  # fmt: skip
+            assert spoken.stdout == "1.1"
 
 
 def test_a_handshake_that_does_not_come(snapshot_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
