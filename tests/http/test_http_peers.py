@@ -19,6 +19,7 @@ import requests
 from tests import samples
 from tests.conftest import CORPUS
 from tests.peers import ROOT, Server, listens, need, run
+from tests.s3.serving import write_archive
 
 
 @pytest.fixture(scope="module")
@@ -216,7 +217,8 @@ def test_nginx_caches_slices(snapshot_file: Path, disk: bytes, tmp_path: Path) -
     folder = tmp_path / "n"
     folder.mkdir()
     front = folder / "front"
-    with Server(snapshot_file, "--http-port", 0) as server:
+    archive = write_archive(tmp_path / "names.hxz", {"empty": b"", "text": b"a few words"})
+    with Server(snapshot_file, archive, "--http-port", 0) as server:
         (folder / "conf").write_text(NGINX.format(folder=folder, upstream=server.http.rpartition("/")[2]))
         user = ("-g", "user root;") if os.getuid() == 0 else ()
         proxy = subprocess.Popen([nginx, "-p", folder, "-e", folder / "errors", "-c", folder / "conf", *user])
@@ -239,6 +241,8 @@ def test_nginx_caches_slices(snapshot_file: Path, disk: bytes, tmp_path: Path) -
             assert ask(named) == ("MISS", disk)
             for _ in range(2):  # what may change is asked for each time
                 assert ask("/disk", "-r", "0-9") == ("MISS", disk[:10])
+            assert ask("/snapshots/names/files/text") == ("MISS", b"a few words")
+            assert ask("/snapshots/names/files/empty") == ("MISS", b"")  # what nginx asks for there is a range
             server.stop()
             assert ask(named) == ("HIT", disk)
             assert ask(named, "-r", "-99") == ("HIT", disk[-99:])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import email.utils
 import json
 import re
+from pathlib import Path
 from urllib.parse import quote
 
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from hexz.protocol.http.dates import format_date, parse_date
 from tests.http.serving import Client, Reply, Serving, request, serving
+from tests.s3.serving import write_archive
 
 LONG_AGO = "Thu, 01 Jan 1970 00:00:01 GMT"
 FUTURE = "Fri, 31 Dec 2999 23:59:59 GMT"
@@ -254,6 +256,12 @@ ROUTES = [
     ("/../snap.hxz", 404, "text/plain; charset=utf-8"),
     ("//disk", 404, "text/plain; charset=utf-8"),
     ("/nothing", 404, "text/plain; charset=utf-8"),
+    ("/%64isk", 200, "application/octet-stream"),
+    ("/snapshots/snap/%64is%6b", 200, "application/octet-stream"),
+    ("/%73nap%2ehxz", 200, "application/octet-stream"),
+    ("/snapshots%2Fsnap/disk", 404, "text/plain; charset=utf-8"),
+    ("/snapshots/snap%2Fdisk", 404, "text/plain; charset=utf-8"),
+    ("/%2564isk", 404, "text/plain; charset=utf-8"),
     ("/%ff", 400, "text/plain; charset=utf-8"),
     ("/disk%00", 400, "text/plain; charset=utf-8"),
     ("/healthz", 200, "application/json"),
@@ -314,6 +322,16 @@ def test_files_of_an_archive(server: Serving, client: Client) -> None:
                 part = client.ask("GET", f"/snapshots/dir/files/{quote(file.path)}", {"Range": "bytes=3-8"})
                 assert (part.status, part.body) == (206, whole[3:9])
         assert len(tags) == len({(file.stream, file.offset) for file in files})
+
+
+def test_a_range_of_nothing_is_ignored(tmp_path: Path) -> None:
+    """14.2: a server may; clients and caches that fetch in slices begin with a range whatever they will find."""
+    with serving({"names": write_archive(tmp_path / "names.hxz", {"empty": b"", "text": b"words"})}) as server:
+        for value in ("bytes=0-", "bytes=0-9", "bytes=-5", "bytes=0-0,5-9", "bytes=7-"):
+            for method in ("GET", "HEAD"):
+                reply = server.ask(method, "/snapshots/names/files/empty", {"Range": value})
+                assert (reply.status, reply.headers["content-length"], reply.body) == (200, "0", b""), value
+                assert "content-range" not in reply.headers
 
 
 @pytest.mark.parametrize("coding", ["gzip", "identity;q=0, gzip", "*;q=0", "zstd, br"])

@@ -17,6 +17,7 @@ from typing import Any
 import boto3
 import botocore.auth
 import pytest
+from botocore import UNSIGNED
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
@@ -150,6 +151,7 @@ def test_what_boto3_can_ask(endpoint: Endpoint, disk: bytes) -> None:
     assert (part["PartsCount"], part["Body"].read() == disk) == (1, True)
     found = client.get_object_attributes(Bucket="snap", Key="disk", ObjectAttributes=["ETag", "ObjectSize"])
     assert found["ObjectSize"] == len(disk)
+    assert found["LastModified"] == client.head_object(Bucket="snap", Key="disk")["LastModified"]
     etag = client.head_object(Bucket="snap", Key="disk")["ETag"]
     assert refusal(lambda: client.get_object(Bucket="snap", Key="disk", IfMatch='"x"')) == (412, "PreconditionFailed")
     assert refusal(lambda: client.get_object(Bucket="snap", Key="disk", IfNoneMatch=etag)) == (304, "304")
@@ -198,6 +200,7 @@ def test_tls_log_and_reload(snapshot_file: Path, tmp_path: Path) -> None:
         wait_until(lambda: log.read_text().endswith("\n"))  # a line is written when its answer is gone
         entry = json.loads(log.read_text())
         assert (entry["token"], entry["method"], entry["path"]) == (ACCESS_KEY, "HEAD", "/snap/disk")
+        assert entry["host"] == url.partition("://")[2].rstrip("/")
         signed = client_for(url, verify=str(certificate), config={"signature_version": "s3v4"})
         link = signed.generate_presigned_url("get_object", {"Bucket": "snap", "Key": "info.json"})
         context = ssl.create_default_context(cafile=str(certificate))
@@ -223,6 +226,27 @@ def wait_until(call: Callable[[], Any]) -> None:
             assert time.monotonic() < deadline, error
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def test_anybody_may_learn_the_region(endpoint: Endpoint) -> None:
+    """Clients find it out by an unsigned HEAD of the bucket; the answer is the same whether there is such a bucket."""
+
+    def region_of(error: ClientError) -> tuple[int, str | None]:
+        told = error.response["ResponseMetadata"]
+        return told["HTTPStatusCode"], told["HTTPHeaders"].get("x-amz-bucket-region")
+
+    unsigned = client_for(endpoint.url, config={"signature_version": UNSIGNED})
+    limited = client_for(endpoint.url, LIMITED_KEY, LIMITED_SECRET)
+    stranger = client_for(endpoint.url, "STRANGER", SECRET)
+    for client in (unsigned, limited, stranger):
+        for bucket in ("snap", "no-such-bucket"):
+            with pytest.raises(ClientError) as caught:
+                client.head_bucket(Bucket=bucket)
+            assert region_of(caught.value) == (403, REGION)
+    for call in (lambda: unsigned.head_object(Bucket="snap", Key="disk"), lambda: unsigned.list_objects(Bucket="snap")):
+        with pytest.raises(ClientError) as caught:
+            call()
+        assert region_of(caught.value) == (403, None)
 
 
 def test_keys_and_the_anonymous(snapshot_file: Path, tmp_path: Path) -> None:

@@ -276,6 +276,7 @@ def test_ranges(client: Client, disk: bytes) -> None:
             if status == 206:
                 assert reply.headers["content-range"] == f"bytes {start}-{start + length - 1}/{size}"
             assert reply.body == (disk[start : start + length] if method == "GET" else b"")
+    assert error_of(client.ask("GET", "/names/files/empty", {"Range": "bytes=0-"}))["Code"] == "InvalidRange"
     reply = client.ask("GET", "/snap/disk", {"Range": f"bytes={size}-"})
     error = error_of(reply)
     assert (reply.status, error["Code"], error["ActualObjectSize"]) == (416, "InvalidRange", str(size))
@@ -331,7 +332,9 @@ def test_parts_attributes_overrides(client: Client, disk: bytes) -> None:
     both = client.ask("GET", "/snap/disk?partNumber=1", {"Range": "bytes=0-1"})
     assert error_of(both)["Code"] == "InvalidRequest"
     wanted = {"X-Amz-Object-Attributes": "ETag,ObjectSize,Checksum"}
-    root = ElementTree.fromstring(client.ask("GET", "/snap/disk?attributes", wanted).body)
+    told = client.ask("GET", "/snap/disk?attributes", wanted)
+    assert told.headers["last-modified"] == whole.headers["last-modified"]
+    root = ElementTree.fromstring(told.body)
     tags = {element.tag.removeprefix(NAMESPACE): element.text for element in root}
     assert tags == {"ETag": whole.headers["etag"].strip('"'), "ObjectSize": str(len(disk))}
     # Here nobody has keys, so a signature cannot be wrong.

@@ -99,6 +99,8 @@ class Representation(NamedTuple):
     Without `validators` the bytes may change: nothing can be asked on a condition.
     `valid` may be given for a stream: as long as it returns True, the URL goes on meaning these bytes,
     and the connection may answer further ranges of it from the cache without asking the application.
+    `refuses_empty` answers a range of no bytes at all with 416; else that is 200, as RFC 9110 section 14.2
+    allows and clients that fetch in slices need.
     """
 
     source: Source
@@ -107,6 +109,7 @@ class Representation(NamedTuple):
     validators: Validators | None
     headers: tuple[tuple[str, str], ...] = ()
     valid: Callable[[], bool] | None = None
+    refuses_empty: bool = False
 
 
 _REASONS = {status.value: status.phrase for status in HTTPStatus}
@@ -165,7 +168,8 @@ def represent(
     wanted = headers.get("range")
     # Range means something for GET alone (RFC 9110 section 14.2).
     applies = "if-range" not in headers if validators is None else range_applies(headers, validators)
-    if wanted is not None and head.method == "GET" and applies:
+    answerable = representation.size > 0 or representation.refuses_empty
+    if wanted is not None and head.method == "GET" and applies and answerable:
         try:
             spans = parse_range(wanted, representation.size)
         except Unsatisfiable:

@@ -13,7 +13,7 @@ from hexz.protocol.http.head import RequestHead
 from hexz.protocol.http.responses import Response
 from hexz.protocol.s3.errors import S3Error
 from hexz.protocol.s3.sigv4 import Claim, Scope, check_signature, check_time, parse_claim, signing_key
-from hexz.servers.s3.answers import error_answer
+from hexz.servers.s3.answers import refusal_of
 
 __all__ = ["KeyFile", "S3Policy"]
 
@@ -121,7 +121,7 @@ class S3Policy:
                 raise S3Error("SlowDown", None, (), retry)
             return self._who(head), None
         except S3Error as error:
-            return None, error_answer(error, head.path)
+            return None, refusal_of(error, head)
 
     def _who(self, head: RequestHead) -> str | None:
         if self._keys is None:

@@ -14,6 +14,7 @@ from hexz.catalog import Catalog, Lease
 from hexz.metrics import Purpose
 from hexz.metrics.words import LIST, READ
 from hexz.protocol.http.conditions import Validators
+from hexz.protocol.http.dates import format_date
 from hexz.protocol.http.head import RequestError, RequestHead
 from hexz.protocol.http.responses import Representation, Response, represent
 from hexz.protocol.s3 import listing
@@ -32,12 +33,11 @@ from hexz.protocol.s3.xml import Bucket, attributes_document, document, list_buc
 from hexz.servers.http.connection import Request
 from hexz.servers.http.objects import ARCHIVED_GUARD, OCTETS
 from hexz.servers.s3.access import KeyFile
-from hexz.servers.s3.answers import document_answer, error_answer, with_ids
+from hexz.servers.s3.answers import BUCKET_REGION, document_answer, refusal_of, with_ids
 from hexz.servers.s3.objects import Buckets, Objects
 
 __all__ = ["S3Application"]
 
-REGION = "us-east-1"
 ALLOW = (("Allow", "GET, HEAD"),)
 MAX_REFUSED_BODY = 64 << 20
 """A body that is not wanted is read away up to so many bytes: a client cut off while it sends never sees why."""
@@ -59,7 +59,7 @@ class S3Application:
             return self._respond(request)
         except S3Error as error:
             _read_away(request)
-            return error_answer(error, request.head.path)
+            return refusal_of(error, request.head)
 
     def _respond(self, request: Request) -> Response:
         head = request.head
@@ -112,9 +112,8 @@ class S3Application:
     # A bucket
 
     def _bucket(self, head: RequestHead, bucket: str, lease: Lease, parameters: dict[str, str]) -> Response:
-        region = (("x-amz-bucket-region", REGION),)
         if head.method == "HEAD":
-            return Response(200, region)
+            return Response(200, (BUCKET_REGION,))
         for name, (root, content) in BUCKET_READS.items():
             if name in parameters:
                 if not root:
@@ -124,7 +123,7 @@ class S3Application:
         objects = Objects(lease)
         after = listing.parse_token(asked.token) if asked.token else asked.start or ""
         page = listing.list_page(objects.keys(), asked.prefix, asked.delimiter, after, asked.limit)
-        return document_answer(list_objects(asked, page, [objects.entry(key) for key in page.keys]), region)
+        return document_answer(list_objects(asked, page, [objects.entry(key) for key in page.keys]), (BUCKET_REGION,))
 
     # An object
 
@@ -142,7 +141,8 @@ class S3Application:
                 return document_answer(document(root, content))
         if "attributes" in parameters:
             wanted = wanted_attributes(head.headers)
-            return document_answer(attributes_document(wanted, contents.etag, contents.size))
+            modified = ("Last-Modified", format_date(lease.snapshot.mtime))
+            return document_answer(attributes_document(wanted, contents.etag, contents.size), (modified,))
         headers, kind = overrides(parameters, signed=self._signed(request, parameters))
         if (kind or contents.content_type) != OCTETS:
             headers = (*headers, *ARCHIVED_GUARD)
@@ -153,7 +153,7 @@ class S3Application:
         valid = partial(self._buckets.serves, lease.name, snapshot) if repeats else None
         validators = Validators(contents.etag, snapshot.mtime)
         representation = Representation(
-            contents.source, contents.size, kind or contents.content_type, validators, headers, valid
+            contents.source, contents.size, kind or contents.content_type, validators, headers, valid, True
         )
         response = represent(reading_head(head, parameters, contents.size), representation, 0, lease.release)
         return _as_s3(response, head, contents.size)
