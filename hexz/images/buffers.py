@@ -50,10 +50,13 @@ POOL = BufferPool(BUFFERS, BUFFER)
 
 
 @contextlib.contextmanager
-def transfer_buffer(length: int) -> Iterator[memoryview]:
-    """A buffer to move `length` bytes through: a large one if they are many and one is free."""
-    taken = POOL.take(1) if length > SMALL else []
+def transfer_buffer(length: int, least: int = SMALL) -> Iterator[memoryview]:
+    """A buffer to move `length` bytes through: a large one if they are many and one is free.
+
+    It has room for all of them or for `least` bytes.
+    """
+    taken = POOL.take(1) if length > SMALL and least <= POOL.size else []
     try:
-        yield taken[0] if taken else memoryview(bytearray(max(min(SMALL, length), 1)))
+        yield taken[0] if taken else memoryview(bytearray(max(min(max(SMALL, least), length), 1)))
     finally:
         POOL.give_back(taken)

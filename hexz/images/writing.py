@@ -24,15 +24,17 @@ class EndedEarly(BadRequest):
 
 
 def copy_body(session: Session, offset: int, body: Readable, length: int) -> None:
-    """Write `length` bytes of `body` at `offset`.
+    """Write `length` bytes of `body` at `offset`: of each of the session's blocks all that comes for it, or nothing.
 
-    Raises: BadRequest when the body ends early: what came before stays written; what writing raises.
+    Raises: BadRequest when the body ends early: whole blocks that came before stay written; what writing raises.
     """
-    with transfer_buffer(length) as buffer:
+    block = session.block_size
+    with transfer_buffer(length, block) as buffer:
+        # Up to the end of a block: what two writes put into one block could be found half done.
+        unit = max(len(buffer) // block, 1) * block
         done = 0
         while done < length:
-            # Up to the next multiple of the buffer, so that whole blocks are written at once.
-            part = buffer[: min(len(buffer) - (offset + done) % len(buffer), length - done)]
+            part = buffer[: min(unit - (offset + done) % unit, length - done)]
             _fill(part, body, done)
             session.write(offset + done, part)
             done += len(part)

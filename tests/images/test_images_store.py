@@ -5,8 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import random
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,23 +17,7 @@ from hexz.images.journal import HEAD_SIZE, RECORD_SIZE, Head, JournalError, buil
 from hexz.images.recovery import JOURNAL_SUFFIX, OverlayError
 from hexz.images.store import OverlayFull, OverlayStore
 from tests.images import crash_writer
-from tests.images.crash_writer import BLOCK, SIZE
-from tests.peers import ROOT
-
-BASE = random.Random(99).randbytes(SIZE)
-
-
-def test_200_kills_at_random_moments_lose_nothing_that_was_flushed(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.images.crash_writer", str(tmp_path), "200", str(os.getpid())],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    print(done.stdout)
+from tests.images.crash_writer import BASE, BLOCK, SIZE
 
 
 def written(number: int, path: str) -> tuple[OverlayStore, bytes, bytes]:
