@@ -44,8 +44,8 @@ class Service(Protocol):
     def drain(self, connection: Connection) -> None:
         """Called from another thread when the daemon begins to stop: see that `serve` ends soon.
 
-        `connection.hang_up_idle()` is enough for a protocol whose `serve` looks at
-        `connection.draining` between requests.
+        The summons rings then, which ends `Connection.await_input`: nothing more is needed where `serve` looks
+        at `connection.draining` between requests and at `connection.last_call` while it waits for one.
         """
 
     def resume(self, connection: Connection, state: dict[str, Any], received: bytes) -> None:
@@ -56,27 +56,34 @@ class Service(Protocol):
 
 
 class Summons:
-    """The call to every connection to stop between two requests, because a successor takes them over.
+    """The call to every connection to stop between two requests: a successor takes them over, or the daemon ends.
 
     A thread that waits for a client polls the descriptor beside its socket; it stays readable for good.
     """
 
     def __init__(self) -> None:
         self._read, self._write = os.pipe()
-        self.called = False  # set once
+        self._rung = False  # set once
+        self.called = False  # by a successor; set once
 
     def fileno(self) -> int:
         """What to poll."""
         return self._read
 
     def call(self) -> None:
-        """From now on."""
-        if not self.called:
-            self.called = True
+        """From now on connections are for the successor."""
+        self.called = True
+        self.ring()
+
+    def ring(self) -> None:
+        """Have everybody who waits look round."""
+        if not self._rung:
+            self._rung = True
             os.write(self._write, b"\0")
 
     def close(self) -> None:
         """Free the descriptors; no connection may be left."""
+        self._rung = True
         os.close(self._read)
         os.close(self._write)
 
@@ -95,19 +102,32 @@ class Connection:
         self.since = time.monotonic()
         self.spoken = False  # set by the service with the peer's first request
         self._ending = False  # set once
+        self._ending_since = 0.0
 
     @property
     def draining(self) -> bool:
         """The daemon is stopping, or what is read here was taken away: finish what runs, take nothing new."""
         return self._ending or self.listener.draining
 
+    def last_call(self, patience_s: float) -> float:
+        """Of a connection that drains: for how many seconds more a request may come that was on its way already.
+
+        That is `patience_s` after the drain began, and longer where the peer has only just come.
+        """
+        since = self._ending_since if self._ending else self.listener.draining_since
+        until = since + patience_s
+        if not self.spoken:
+            until = max(until, self.since + FIRST_WORD_S)
+        return until - time.monotonic()
+
     def end(self) -> None:
         """See that this one connection drains.  From any thread."""
-        self._ending = True
-        self.listener.service.drain(self)
+        self.end_after_answer()
+        self.hang_up_idle()
 
     def end_after_answer(self) -> None:
-        """See that this one connection ends after its next request.  From its own thread."""
+        """See that this one connection ends after its next request, if one comes soon.  From its own thread."""
+        self._ending_since = time.monotonic()
         self._ending = True
 
     @property
@@ -117,10 +137,13 @@ class Connection:
         return summons is not None and summons.called and not self._ending
 
     def await_input(self, seconds: float | None) -> bool:
-        """Wait for data, the end of the stream or the summons; False when none of them came in time."""
+        """Wait for data, the end of the stream or the summons; False when none of them came in time.
+
+        While the connection drains, which the summons has told, for data or the end alone.
+        """
         poll = select.poll()
         poll.register(self.sock, select.POLLIN)
-        if self.listener.summons is not None:
+        if self.listener.summons is not None and not self.draining:
             poll.register(self.listener.summons, select.POLLIN)
         return bool(poll.poll(None if seconds is None else max(seconds, 0) * 1000))
 
@@ -166,6 +189,7 @@ class Listener:
         self.url = url_of(service.scheme, sock, own_path)
         self.shared = shared
         self.draining = False  # set once, by stop_accepting
+        self.draining_since = 0.0  # seconds of the monotonic clock; before `draining`
         self.accepted = 0  # written by the accepting thread only
         self.refused = 0  # the same
         self.connections: set[Connection] = set()  # guarded by _lock
@@ -261,6 +285,7 @@ class Listener:
         """Close the listening socket and tell every connection to come to an end."""
         if self.draining:
             return
+        self.draining_since = time.monotonic()
         self.draining = True
         if self.own_path is not None and not self.shared:
             unlink_socket(self.own_path, self.inode)

@@ -116,6 +116,7 @@ class Front:
                 if listener.sock.fileno() >= 0:
                     self._selector.unregister(listener.sock)
                 listener.stop_accepting()
+        self.summons.ring()
 
     def hand_over(self, give: Give, timeout: float, hurry: Callable[[], bool]) -> bool:
         """Accept no more, and give the connections away as they come between two requests.
@@ -129,11 +130,13 @@ class Front:
             listener.give = give
             listener.own_path = None
             listener.sock.close()
+        # What is under TLS stays: its keys are in this process.
+        secure = [one for each in self.listeners for one in each.live() if isinstance(one.sock, ssl.SSLSocket)]
+        for connection in secure:
+            connection.end_after_answer()
         self.summons.call()
-        for listener in self.listeners:
-            for connection in listener.live():
-                if isinstance(connection.sock, ssl.SSLSocket):  # its keys are in this process
-                    connection.end()
+        for connection in secure:
+            connection.listener.service.drain(connection)
         return self._wait(time.monotonic() + timeout, hurry, patient=True)
 
     def drain(self, timeout: float, hurry: Callable[[], bool] = lambda: False) -> bool:

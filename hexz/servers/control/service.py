@@ -23,7 +23,9 @@ log = logging.getLogger("hexz.control")
 _CREDENTIALS = struct.Struct("3i")
 """struct ucred (unix(7)): pid, uid, gid."""
 READING = frozenset({"GET", "HEAD", "OPTIONS"})
-_RULES = Rules(refusal_response, patient=True)
+LAST_REQUEST_S = 0.1
+"""While draining: how long a request may still come; no network is in between."""
+_RULES = Rules(refusal_response, patient=True, last_request_s=LAST_REQUEST_S)
 
 
 class _PeerPolicy:
@@ -83,5 +85,4 @@ class ControlService:
         """Too many clients: the connection is just closed."""
 
     def drain(self, connection: Connection) -> None:
-        """Idle connections end now, others after the response that is running."""
-        connection.hang_up_idle()
+        """The summons is enough: idle connections end soon, others after the response that is running."""

@@ -107,11 +107,13 @@ class Rules(NamedTuple):
     """What one HTTP server does otherwise than another.
 
     `refusal` makes the response to a refused request out of its status, its line for the client and the error;
-    a `patient` server never ends a connection for being idle.
+    a `patient` server never ends a connection for being idle.  `last_request_s`: while draining, how long a request
+    may still come, seconds; None is what the network may need.
     """
 
     refusal: Callable[[int, str, RequestError | None], Response] = _plain_refusal
     patient: bool = False
+    last_request_s: float | None = None
 
 
 PLAIN_RULES = Rules()
@@ -149,7 +151,7 @@ class HttpConnection:
         self._cors = cors
         self._extra = cors.headers if cors is not None else ()
         self._sender = Sender(connection.sock)
-        self._receiver = Receiver(connection, rules.patient)
+        self._receiver = Receiver(connection, rules.patient, rules.last_request_s)
         self._receiver.buffer = received
         self._crowd = crowd
         self._again: Again | None = None
@@ -160,7 +162,7 @@ class HttpConnection:
     def run(self) -> None:
         """Serve until the peer or the drain ends the connection."""
         try:
-            while self._serve_one() and not self._connection.draining:
+            while self._serve_one():
                 # Until the last request was answered a connection is this process's.
                 if self._connection.summoned and not self._secure:
                     self._parked = True
@@ -180,7 +182,7 @@ class HttpConnection:
         if raw is None:
             self._parked = self._connection.summoned and not self._secure
             return False
-        if self._again is not None and self._answer_again(self._again, raw):
+        if self._again is not None and not self._connection.draining and self._answer_again(self._again, raw):
             return self._streak < STREAK or self._join_crowd(self._again)
         self._streak = 0
         self._connection.spoken = True
@@ -197,7 +199,10 @@ class HttpConnection:
             token, response = self._policy.admit(head, self._connection.peer)
         if response is None:
             response = self._ask(Request(head, body, self._connection.peer, self._secure, token))
-        keep_alive = head.keep_alive and not response.close and not self._connection.draining
+        keep_alive = head.keep_alive and not response.close
+        if self._connection.draining:
+            # What came along is answered too: nobody has told the client that it will not be.
+            keep_alive = keep_alive and body.finished and self._receiver.pipelined
         if not body.finished:
             keep_alive = keep_alive and body.drain()
         self._counting.about(response)

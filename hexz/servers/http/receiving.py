@@ -20,6 +20,11 @@ IDLE_S = 75.0
 """How long a connection may wait between requests."""
 BRISK_S = 1.0
 """How long a wait lasts before the clock and the summons of a successor are looked at; idle ones then use a poll."""
+LAST_REQUEST_S = 1.0
+"""While draining: how long a request may still come on a kept connection, because it was sent before its client knew.
+
+RFC 9112 section 9.6: it is answered, and the answer says that it is the last.
+"""
 BODY_S = 20.0
 """How long a request's body may keep the server waiting, beyond the time that `SLOWEST_BODY` allows for its bytes."""
 SLOWEST_BODY = 4096
@@ -36,10 +41,11 @@ _TIMED_OUT = (BlockingIOError, TimeoutError, socket.timeout)
 class Receiver:
     """The receiving side of a connection: one buffer, and a limit on every wait."""
 
-    def __init__(self, connection: Connection, patient: bool = False) -> None:
-        """A `patient` one waits for the next request as long as it takes."""
+    def __init__(self, connection: Connection, patient: bool = False, last_request_s: float | None = None) -> None:
+        """A `patient` one waits for the next request as long as it takes; while draining, `last_request_s` seconds."""
         self._connection = connection
         self._patient = patient
+        self._last_request_s = LAST_REQUEST_S if last_request_s is None else last_request_s
         self._sock = sock = connection.sock
         self._secure = isinstance(sock, ssl.SSLSocket)
         self.buffer = b""
@@ -60,7 +66,8 @@ class Receiver:
     def head(self) -> bytes | None:
         """A request's head without its last empty line; None when there will be no more.
 
-        That is when the peer has gone or was idle too long, or when a successor is to read the next request.
+        That is when the peer has gone or was idle too long, when a successor is to read the next request, or when
+        the daemon stops and no request was on the way any more.
         Raises: RequestError (400, 408, 414, 431).
         """
         self._body_bytes = 0
@@ -103,9 +110,15 @@ class Receiver:
             if self._connection.summoned:
                 self.buffer = buffer
                 return None
-            if not started and (waited > IDLE_S and not self._patient):
+            if not started and self._connection.draining:
+                left = self._connection.last_call(self._last_request_s)
+                if left <= 0:
+                    return None
+                if not self._connection.await_input(left):
+                    continue
+            elif not started and (waited > IDLE_S and not self._patient):
                 return None
-            if not started and waited >= BRISK_S:
+            elif not started and waited >= BRISK_S:
                 self._connection.await_input(None if self._patient else IDLE_S - waited)
             try:
                 data = self._sock.recv(RECEIVE)
@@ -116,6 +129,11 @@ class Receiver:
             if not started:
                 began = time.monotonic()
             buffer += data
+
+    @property
+    def pipelined(self) -> bool:
+        """The whole head of another request has come."""
+        return b"\r\n\r\n" in self.buffer
 
     def some(self, most: int) -> bytes:
         """Up to `most` bytes of a body; empty when the peer stopped sending.

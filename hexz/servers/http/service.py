@@ -86,5 +86,4 @@ class HttpService:
             connection.sock.send(_BUSY)
 
     def drain(self, connection: Connection) -> None:
-        """Idle connections end now, others after the response that is running, new ones after their first."""
-        connection.hang_up_idle()
+        """The summons is enough: a connection ends after its next answer, or when no request comes any more."""
