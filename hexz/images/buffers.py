@@ -24,26 +24,33 @@ class BufferPool:
     def __init__(self, count: int, size: int) -> None:
         self.size = size
         self._count = count
-        self._free: deque[memoryview | None] = deque([None] * count)
+        self._free: deque[tuple[memoryview, str] | None] = deque([None] * count)
+        self._zeros = memoryview(bytes(size))
 
     def idle(self) -> bool:
         """Nobody has a buffer now."""
         return len(self._free) == self._count
 
-    def take(self, most: int) -> list[memoryview]:
-        """Up to `most` buffers, none when all are in use; `give_back` each of them."""
+    def take(self, most: int, owner: str = "") -> list[memoryview]:
+        """Up to `most` buffers, none when all are in use; `give_back` each of them.
+
+        They hold what somebody left in them; for a named `owner` only what was left by the same one, else zeros.
+        """
         taken: list[memoryview] = []
         while len(taken) < most:
             try:
-                buffer = self._free.pop()
+                free = self._free.pop()
             except IndexError:
                 break
-            taken.append(memoryview(bytearray(self.size)) if buffer is None else buffer)
+            buffer, last = free or (memoryview(bytearray(self.size)), owner)
+            if owner and last != owner:
+                buffer[:] = self._zeros
+            taken.append(buffer)
         return taken
 
-    def give_back(self, buffers: list[memoryview]) -> None:
+    def give_back(self, buffers: list[memoryview], owner: str = "") -> None:
         """Let others use them."""
-        self._free.extend(buffers)
+        self._free.extend((buffer, owner) for buffer in buffers)
 
 
 POOL = BufferPool(BUFFERS, BUFFER)

@@ -32,6 +32,8 @@ SPAN_STEP = 1 << 30
 MAX_TEXT = 4096
 MAX_DESCRIPTORS = 16384
 """Extents kept of one reply, 128 KiB; the rest is asked for again."""
+MAX_GAPS = 64
+"""Places in which data of one reply may be missing: servers send it in order, or nearly so."""
 MAX_STATUS = 16 << 20
 """Longest block status reply that is read at all."""
 NAMES = {1: "EPERM", 5: "EIO", 12: "ENOMEM", 22: "EINVAL", 28: "ENOSPC", 75: "EOVERFLOW", 108: "ESHUTDOWN"}
@@ -67,23 +69,27 @@ class StatusExtent(NamedTuple):
 
 
 class _Reading:
-    """A read that is under way: where its bytes go, and how many are still to come."""
+    """A read that is under way: where its bytes go, and which are still to come."""
 
-    __slots__ = ("buffer", "done", "missing", "offset", "size")
+    __slots__ = ("buffer", "done", "gaps", "offset", "size")
 
     def __init__(self, offset: int, buffer: memoryview, size: int) -> None:
         self.offset = offset
         self.buffer = buffer
-        self.size = self.missing = size
+        self.size = size
+        self.gaps = [(0, size)]
+        """(start, end) of what is missing, in order."""
         self.done = False
 
     def part(self, offset: int, length: int) -> memoryview | None:
-        """Where these bytes go; None when they are not part of what was asked, or come twice."""
-        at = offset - self.offset
-        if at < 0 or at + length > self.size or length > self.missing:
-            return None
-        self.missing -= length
-        return self.buffer[at : at + length]
+        """Where these bytes go; None when they are not part of what was asked, come twice, or in too many pieces."""
+        start = offset - self.offset
+        end = start + length
+        for number, (low, high) in enumerate(self.gaps):
+            if low <= start < end <= high:
+                self.gaps[number : number + 1] = [gap for gap in ((low, start), (end, high)) if gap[0] < gap[1]]
+                return self.buffer[start:end] if len(self.gaps) <= MAX_GAPS else None
+        return None
 
 
 class NbdConnection:
@@ -119,7 +125,7 @@ class NbdConnection:
         low = offset - offset % smallest
         high = min(offset + length + -(offset + length) % smallest, self.export.size)
         most = AHEAD if POOL.idle() else 1
-        buffers = POOL.take(min(most, -(-(high - low) // POOL.size))) if high - low > PIECE else []
+        buffers = POOL.take(min(most, -(-(high - low) // POOL.size)), self.where) if high - low > PIECE else []
         try:
             free = buffers or [memoryview(bytearray(min(PIECE, high - low)))]
             for start, piece in self._read_ahead(low, high, list(free)):
@@ -127,7 +133,7 @@ class NbdConnection:
                 if part:
                     yield part
         finally:
-            POOL.give_back(buffers)
+            POOL.give_back(buffers, self.where)
 
     def _read_ahead(self, low: int, high: int, free: list[memoryview]) -> Iterator[tuple[int, memoryview]]:
         """(offset, bytes) in order, with a request under way for each of the `free` buffers."""
@@ -139,6 +145,7 @@ class NbdConnection:
                 under_way[cookie] = _Reading(low, free.pop(), size)
                 low += size
             first = under_way[next(iter(under_way))]
+            self._wire.begin()
             while not first.done:
                 self._receive_data(under_way)
             del under_way[next(iter(under_way))]
@@ -147,6 +154,7 @@ class NbdConnection:
 
     def _receive_data(self, under_way: dict[int, _Reading]) -> None:
         """Receive one chunk, or a simple reply, of any of the requests: they may be answered in any order."""
+        self._wire.check_time()
         if not self.export.structured:
             magic, error, cookie = SIMPLE_REPLY.unpack(self._wire.receive(SIMPLE_REPLY.size))
             reading = under_way.get(cookie)
@@ -177,7 +185,7 @@ class NbdConnection:
         else:
             self._other_chunk(kind, size, reading.done and len(under_way) == 1)
         if reading.done:
-            if reading.missing:
+            if reading.gaps:
                 self._wire.broken("left out data of a reply")
             self._due -= 1
 
@@ -258,6 +266,7 @@ class NbdConnection:
     def _request(self, command: int, offset: int, length: int, flags: int = 0, data: memoryview | None = None) -> int:
         self._cookie += 1
         self._due += 1
+        self._wire.begin()
         head = REQUEST.pack(nbd.REQUEST_MAGIC, flags, command, self._cookie, offset, length)
         self._wire.send(head, *([] if data is None else [data]))
         return self._cookie
@@ -291,6 +300,7 @@ class NbdConnection:
 
     def _chunk(self, cookie: int, simple: bool = False) -> tuple[bool, int, int]:
         """(last of the reply, kind, bytes that follow) of the next chunk."""
+        self._wire.check_time()
         magic = _U32.unpack(self._wire.receive(4))[0]
         if magic == nbd.SIMPLE_REPLY_MAGIC and simple:
             self._simple_rest(cookie)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import select
 import socket
 import struct
+import time
 from typing import NoReturn, Union
 
 from hexz.images.backend import BackendDown, BackendError
@@ -13,7 +14,10 @@ __all__ = ["NbdAddress", "Wire", "place"]
 
 CONNECT_S = 10.0
 REPLY_S = 60.0
-"""How long a server may stay silent when an answer is due, or take nothing of a request."""
+"""How long a server may take for one thing: the handshake, to take a request and answer it, or a piece of what is
+read, half a MiB at most.  However it divides them, its bytes have to be there by then."""
+LOOK_S = 5.0
+"""How long the kernel lets one call wait before the clock is looked at."""
 SKIP = 64 << 10
 HEAD = 28
 """Bytes received at once where a head is due: those of a chunk of data, and of no chunk's data."""
@@ -43,21 +47,32 @@ class Wire:
             self._sock = _connect(address)
         except OSError as error:
             raise BackendDown(self.where, f"cannot connect to the NBD server: {error.strerror or error}") from error
+        self.begin()
+
+    def begin(self) -> None:
+        """The server has `REPLY_S` seconds from now on for what is sent and received next."""
+        self._deadline = time.monotonic() + REPLY_S
+
+    def check_time(self) -> None:
+        """For where a server could go on for ever.  Raises: BackendDown when its time is over."""
+        if time.monotonic() >= self._deadline:
+            raise BackendDown(self.where, f"the NBD server took longer than {REPLY_S:g} s")
 
     def send(self, *parts: bytes | memoryview) -> None:
         """Send all parts.  Raises: BackendDown."""
         views = [memoryview(part) for part in parts]
-        try:
-            while views:
+        while views:
+            try:
                 sent = self._sock.sendmsg(views)
-                while views and sent >= len(views[0]):
-                    sent -= len(views.pop(0))
-                if views:
-                    views[0] = views[0][sent:]
-        except BlockingIOError:
-            raise BackendDown(self.where, f"the NBD server took nothing for {REPLY_S:g} s") from None
-        except OSError as error:
-            raise BackendDown(self.where, f"the NBD server is gone: {error.strerror or error}") from error
+            except BlockingIOError:
+                sent = 0
+            except OSError as error:
+                raise BackendDown(self.where, f"the NBD server is gone: {error.strerror or error}") from error
+            while views and sent >= len(views[0]):
+                sent -= len(views.pop(0))
+            if views:
+                views[0] = views[0][sent:]
+                self.check_time()
 
     def fill(self, into: memoryview) -> None:
         """Receive as many bytes as `into` has.  Raises: BackendDown."""
@@ -66,28 +81,34 @@ class Wire:
             into[:have] = self._early[:have]
             self._early = self._early[have:]
             into = into[have:]
+        into = into[self._some(into, socket.MSG_WAITALL) :] if into else into
         while into:
+            self.check_time()
             into = into[self._some(into, socket.MSG_WAITALL) :]
 
     def receive(self, length: int) -> bytes:
         """`length` bytes, which the caller has bounded.  Raises: BackendDown."""
         while len(self._early) < length <= HEAD:
             self._early += self._head[: self._some(self._head, 0)]
+            if len(self._early) < length:
+                self.check_time()
         data = bytearray(length)
         self.fill(memoryview(data))
         return bytes(data)
 
     def _some(self, into: memoryview, flags: int) -> int:
-        """Receive at least a byte; how many it was."""
-        try:
-            got = self._sock.recv_into(into, 0, flags)
-        except BlockingIOError:
-            raise BackendDown(self.where, f"the NBD server was silent for {REPLY_S:g} s") from None
-        except OSError as error:
-            raise BackendDown(self.where, f"the NBD server does not answer: {error.strerror or error}") from error
-        if not got:
-            raise BackendDown(self.where, "the NBD server hung up")
-        return got
+        """Receive at least a byte, of those that are due by the deadline; how many it was."""
+        while True:
+            try:
+                got = self._sock.recv_into(into, 0, flags)
+            except BlockingIOError:
+                self.check_time()
+                continue
+            except OSError as error:
+                raise BackendDown(self.where, f"the NBD server does not answer: {error.strerror or error}") from error
+            if not got:
+                raise BackendDown(self.where, "the NBD server hung up")
+            return got
 
     def skip(self, length: int) -> None:
         """Read bytes that nobody wants.  Raises: BackendDown."""
@@ -126,5 +147,5 @@ def _connect(address: NbdAddress) -> socket.socket:
     # The kernel's timeouts, since Python's cost a poll for each call.
     sock.settimeout(None)
     for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
-        sock.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", int(REPLY_S), 0))
+        sock.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", int(LOOK_S), int(LOOK_S % 1 * 1e6)))
     return sock

@@ -7,6 +7,7 @@ import random
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +15,7 @@ from typing import NamedTuple
 import pytest
 
 from hexz.errors import BadRequest
+from hexz.images import nbd_wire
 from hexz.images.backend import BackendDown, BackendError, coalesced
 from hexz.images.buffers import POOL, BufferPool
 from hexz.images.nbd import NbdBackend
@@ -279,6 +281,20 @@ MISBEHAVIOUR: dict[str, Callable[[Asked], bytes]] = {
     "too little": lambda asked: data_chunk(asked.cookie, asked.offset, asked.length - 1, LAST),
     "twice": lambda asked: 2 * data_chunk(asked.cookie, asked.offset, asked.length),
     "a part twice": lambda asked: 3 * data_chunk(asked.cookie, asked.offset, asked.length // 2),
+    "a half twice": lambda asked: 2 * data_chunk(asked.cookie, asked.offset, asked.length // 2),
+    "a part and a hole over it": lambda asked: (
+        data_chunk(asked.cookie, asked.offset, asked.length // 2)
+        + chunk(asked.cookie, 2, struct.pack(">QI", asked.offset + asked.length // 2 - 1, asked.length // 2))
+    ),
+    "a part over two": lambda asked: (
+        data_chunk(asked.cookie, asked.offset, 100)
+        + data_chunk(asked.cookie, asked.offset + 200, 100)
+        + data_chunk(asked.cookie, asked.offset + 100, 200)
+    ),
+    "too many pieces": lambda asked: b"".join(
+        data_chunk(asked.cookie, asked.offset + at, 1) for at in range(0, asked.length, 2)
+    ),
+    "a hole of nothing": lambda asked: chunk(asked.cookie, 2, struct.pack(">QI", asked.offset + 5, 0)),
     "nothing": lambda asked: chunk(asked.cookie, 0, flags=LAST),
     "a hole too long": lambda asked: chunk(asked.cookie, 2, struct.pack(">QI", asked.offset, asked.length + 1), LAST),
     "a hole of 4 GiB": lambda asked: chunk(asked.cookie, 2, struct.pack(">QI", asked.offset, 0xFFFFFFFF), LAST),
@@ -302,6 +318,109 @@ def test_a_read_is_right_or_an_error(tmp_path: Path, name: str) -> None:
             whole(connection, 1000, 600)
         assert not isinstance(raised.value, (NbdFault, BackendDown)) and not connection.quiet()
         connection.close(polite=False)
+
+
+def halves_of(length: int) -> list[tuple[int, int]]:
+    """What a server that wants to see what lies in our buffers would send, as (start, length): never the last byte."""
+    return [(0, length // 2), (0, length // 2), (1, length // 2)]
+
+
+def test_what_others_read_never_comes_out_of_a_buffer(tmp_path: Path) -> None:
+    secret = b"another's record" * (POOL.size // 16)
+    for buffer in (taken := POOL.take(1000)):
+        buffer[:] = secret
+    POOL.give_back(taken)
+    sent: list[bytes] = []
+
+    def greedy(peer: Peer) -> None:
+        for asked in peer.asked():
+            for number, (start, length) in enumerate(halves_of(asked.length)):
+                piece = b"." * length
+                at = struct.pack(">Q", asked.offset + start)
+                peer.send(chunk(asked.cookie, 1, at + piece, LAST if number == 2 else 0))
+
+    with Scripted(tmp_path, *[greedy] * 4) as server:
+        for length in (100, 70_000, POOL.size, SIZE):
+            connection = NbdConnection(server.where, "")
+            with pytest.raises(BackendError):
+                sent += map(bytes, connection.read(0, length))
+            connection.close(polite=False)
+    assert not sent
+    for owner in ("someone", "another"):
+        buffers = POOL.take(1000, owner)
+        assert all(not any(buffer[:4096]) and not any(buffer[-4096:]) for buffer in buffers)
+        for buffer in buffers:
+            buffer[:] = secret
+        POOL.give_back(buffers, owner)
+
+
+def dripping(peer: Peer) -> None:
+    """Never silent, and never done."""
+    asked = peer.ask()
+    for byte in data_chunk(asked.cookie, asked.offset, asked.length, LAST):
+        peer.send(bytes([byte]))
+        time.sleep(0.02)
+
+
+def chatting(peer: Peer) -> None:
+    """Chunk after chunk, none of which is the last."""
+    asked = peer.ask()
+    while True:
+        peer.send(chunk(asked.cookie, 0) * 100)
+
+
+def taking_little(peer: Peer) -> None:
+    """Reads a request so slowly that it never gets to its end."""
+    for _ in range(100):
+        peer.receive(10)
+        time.sleep(0.02)
+
+
+Attempt = Callable[[NbdConnection], object]
+
+
+@pytest.mark.parametrize(
+    ("server", "attempt"),
+    [
+        (dripping, lambda connection: whole(connection, 0, 60_000)),
+        (chatting, lambda connection: whole(connection, 0, 60_000)),
+        (chatting, lambda connection: connection.block_status(0, 4096)),
+        (chatting, lambda connection: connection.flush()),
+        (taking_little, lambda connection: connection.write(0, memoryview(bytes(SIZE)))),
+    ],
+)
+def test_a_server_that_goes_on_for_ever_has_its_time_and_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: Script, attempt: Attempt
+) -> None:
+    monkeypatch.setattr(nbd_wire, "REPLY_S", 0.6)
+    monkeypatch.setattr(nbd_wire, "LOOK_S", 0.1)
+    with Scripted(tmp_path, server) as peer:
+        connection = NbdConnection(peer.where, "")
+        with pytest.raises(BackendDown, match=r"took longer than 0.6 s"):
+            attempt(connection)
+        connection.close(polite=False)
+
+
+def test_a_server_that_drips_in_the_handshake_has_its_time_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nbd_wire, "REPLY_S", 0.5)
+    where = str(tmp_path / "drip.sock")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(where)
+        listening.listen()
+
+        def serve() -> None:
+            sock, _ = listening.accept()
+            with sock, contextlib.suppress(OSError):
+                sock.sendall(struct.pack(">8s8sH", b"NBDMAGIC", b"IHAVEOPT", 3))
+                while True:
+                    sock.sendall(b"\0")
+                    time.sleep(0.1)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        with pytest.raises(BackendDown, match="took longer"):
+            NbdConnection(where, "")
+        thread.join()
 
 
 def status(answers: list[tuple[int, list[tuple[int, int]]]]) -> Script:
