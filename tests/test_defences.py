@@ -688,10 +688,10 @@ def test_metadata_that_is_no_manifest(tmp_path: Path, metadata: bytes) -> None:
 
 @pytest.mark.parametrize(
     "files",
-    ["text", 3, {}, [3], [{}], [{"path": "a"}], [{"path": "../a", "offset": 0, "size": 1}],
+    ["text", 3, {}, [3], [{}], [{"path": "a"}], [{"path": "", "offset": 0, "size": 1}],
      [{"path": "a", "offset": 0, "size": 101}], [{"path": "a", "offset": 1e3, "size": 1}],
      [{"path": "a", "offset": -1, "size": 1}], [{"path": ["a"], "offset": 0, "size": 1}],
-     [{"path": "a", "offset": 0, "size": 10**400}], [{"path": "\ud800", "offset": 0, "size": 1}]],
+     [{"path": "a", "offset": 0, "size": 10**400}], [{"path": "..", "offset": 0, "size": 1}]],
 )  # fmt: skip
 def test_manifests_that_lie(tmp_path: Path, files: object) -> None:
     craft = Craft()
@@ -701,8 +701,8 @@ def test_manifests_that_lie(tmp_path: Path, files: object) -> None:
     with opened(craft, tmp_path) as snapshot:
         assert json.dumps(snapshot.info())
         assert b"".join(disk(snapshot).read(0, 100)) == b"x" * 100
-        with pytest.raises(CorruptSnapshot):
-            _ = snapshot.files
+        assert snapshot.files is None
+        assert snapshot.oddities
 
 
 # What is right is read: the builder of this module makes good files too.

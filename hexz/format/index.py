@@ -10,7 +10,7 @@ import struct
 import sys
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate
 from operator import add
 from typing import NamedTuple
@@ -164,10 +164,11 @@ class Page:
 
     `uniform` is the length in bytes that every block but the last has, or 0 when
     blocks differ: with it a position is found by one division, else by bisection.
+    `unlisted` blocks at the end are not in the file: zeros that `add_zeros` put there.
     """
 
     __slots__ = ("_high", "_low", "_raw", "count", "crc", "end", "entry_size", "first_block", "logical", "start",
-                 "starts", "stored", "uniform")  # fmt: skip
+                 "starts", "stored", "uniform", "unlisted")  # fmt: skip
 
     def __init__(self, raw: bytes, record: PageRecord, entry_size: int, count: int) -> None:
         words = array("I")
@@ -185,14 +186,30 @@ class Page:
         self.logical = words[3::stride]
         self.crc = words[4::stride]
         self._raw = raw if entry_size == 52 else b""
-        self.end = record.position + sum(self.logical)
+        self.unlisted = 0
+        self._find_starts()
+
+    def _find_starts(self) -> None:
+        self.end = self.start + sum(self.logical)
         first = self.logical[0]
         self.uniform = 0
         self.starts: Sequence[int] = ()
-        if 0 < self.logical[-1] <= first and self.logical[:-1].count(first) == count - 1:
+        if 0 < self.logical[-1] <= first and self.logical[:-1].count(first) == self.count - 1:
             self.uniform = first
         else:
             self.starts = list(accumulate(self.logical[:-1], initial=self.start))
+
+    def add_zeros(self, length: int) -> None:
+        """Let the page end in one more block, of `length` zeros (up to 2^64-1)."""
+        self.logical = array("Q", self.logical)
+        self.logical.append(length)
+        for column in (self._low, self._high, self.stored, self.crc):
+            column.append(0)
+        if self._raw:
+            self._raw += bytes(self.entry_size)
+        self.count += 1
+        self.unlisted += 1
+        self._find_starts()
 
     @property
     def cost(self) -> int:
@@ -243,9 +260,12 @@ class Page:
         return self.stored[number] == 0 and self._high[number] == _ALL_ONES and self._low[number] == _ALL_ONES
 
 
-def parse_page(raw: bytes, record: PageRecord, end: int, index_offset: int) -> Page:
+def parse_page(
+    raw: bytes, record: PageRecord, end: int, index_offset: int, zeros_from: Callable[[int], bool] | None = None
+) -> Page:
     """The page at `record`, whose blocks must end at logical position `end`.
 
+    If they end earlier, `zeros_from` is asked whether there are only zeros from there on.
     Raises: DamagedIndex when the length, the positions, or any entry cannot be right.
     """
     if len(raw) != record.length or len(raw) < 8:
@@ -259,11 +279,14 @@ def parse_page(raw: bytes, record: PageRecord, end: int, index_offset: int) -> P
     else:
         raise DamagedIndex(f"the page has {len(raw)} bytes, which fits no entry size for {count} blocks")
     page = Page(raw, record, entry_size, count)
-    if page.end != end:
+    padded = page.end < end and zeros_from is not None and zeros_from(page.end)
+    if page.end != end and not padded:
         raise DamagedIndex(f"the page's blocks end at {page.end}, the next begins at {end}")
     if max(page.logical) > MAX_BLOCK:
         _check_large_blocks(page)
     _check_places(page, index_offset)
+    if padded:
+        page.add_zeros(end - page.end)
     return page
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from hexz.cache import EMPTY, Block
 from hexz.errors import CorruptSnapshot
@@ -77,8 +77,15 @@ class PageTable:
     """The pages of one stream by logical position."""
 
     def __init__(
-        self, storage: Storage, records: Sequence[PageRecord], size: int, index_offset: int, cache: PageCache
+        self,
+        storage: Storage,
+        records: Sequence[PageRecord],
+        size: int,
+        index_offset: int,
+        cache: PageCache,
+        zeros_from: Callable[[int], bool],
     ) -> None:
+        """`zeros_from` says whether the stream, whose last block ends at a position, has only zeros from there on."""
         self.records = records
         self.starts = [record.position for record in records]
         self.loaded: list[LoadedPage | None] = [None] * len(records)
@@ -86,6 +93,7 @@ class PageTable:
         self._size = size
         self._index_offset = index_offset
         self._cache = cache
+        self._zeros_from = zeros_from
 
     def number_at(self, position: int) -> int:
         """The number of the page that covers `position`, which lies in the stream."""
@@ -111,10 +119,11 @@ class PageTable:
         Raises: CorruptSnapshot, StorageError.
         """
         record = self.records[number]
-        end = self.starts[number + 1] if number + 1 < len(self.starts) else self._size
+        last = number + 1 == len(self.starts)
+        end = self._size if last else self.starts[number + 1]
         raw = self._storage.read(record.offset, record.length)
         try:
-            return parse_page(raw, record, end, self._index_offset)
+            return parse_page(raw, record, end, self._index_offset, self._zeros_from if last else None)
         except DamagedIndex as error:
             raise CorruptSnapshot(self._storage.name, f"index page {number} at {record.offset}: {error}") from None
 

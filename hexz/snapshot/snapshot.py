@@ -9,12 +9,12 @@ import threading
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from hexz.errors import CorruptSnapshot, HexzError
+from hexz.errors import HexzError
 from hexz.format.codec import BlockDamage, Codec, crc32
 from hexz.format.crypto import BlockCipher
 from hexz.format.header import Header
 from hexz.format.index import MasterIndex
-from hexz.format.metadata import ArchivedFile, ManifestError, parse_manifest, parse_metadata
+from hexz.format.metadata import ArchivedFile, Listing, parse_listing, parse_metadata
 from hexz.metrics.files import FileCounts
 from hexz.snapshot.context import OpenContext
 from hexz.snapshot.parents import HashIndex, Lineage
@@ -83,9 +83,7 @@ class Snapshot:
         self._lock = threading.Lock()
         self._uses = 1  # written under _lock
         self._hashes: HashIndex | None = None  # guarded by _lock once made
-        self._files: list[ArchivedFile] | None = None
-        self._manifest_trouble: str | None = None
-        self._manifest_read = False
+        self._described: Listing | None = None
 
     @property
     def disk(self) -> Stream | None:
@@ -153,33 +151,29 @@ class Snapshot:
 
     @property
     def files(self) -> list[ArchivedFile] | None:
-        """The files of a folder archive, None for any other snapshot.
-
-        Raises: CorruptSnapshot when the manifest lists something impossible.
-        """
-        if not self._manifest_read:
-            self._read_manifest()
-        if self._manifest_trouble is not None:
-            raise CorruptSnapshot(self.path, self._manifest_trouble)
-        return self._files
+        """The files of a folder archive or tar conversion that can be read, None for any other snapshot."""
+        return self._listing().files
 
     @property
-    def is_archive(self) -> bool:
-        """It claims to be a folder archive, whether or not its manifest can be believed."""
-        try:
-            return self.files is not None
-        except CorruptSnapshot:
-            return True
+    def oddities(self) -> list[str]:
+        """What is strange about the file, though nothing of it is damaged: one line each."""
+        return self._listing().oddities
 
-    def _read_manifest(self) -> None:
-        # Once, whatever comes of it: the metadata may be long.
-        metadata = parse_metadata(self.metadata)
-        if metadata is not None:
-            try:
-                self._files = parse_manifest(metadata, self.index.main_size, self.index.aux_size)
-            except ManifestError as error:
-                self._manifest_trouble = str(error)
-        self._manifest_read = True
+    def zeros_from(self, end: int) -> bool:
+        """Whether the file itself says that the blocks of its disk end at `end`, before the disk does.
+
+        format.md section 7: a lost page looks the same, so nothing else is believed.
+        """
+        return self._listing().blocks_end == end
+
+    def _listing(self) -> Listing:
+        # Once: the metadata may be long.
+        if self._described is None:
+            metadata = parse_metadata(self.metadata) or {}
+            self._described = parse_listing(metadata, self.index.main_size, self.index.aux_size)
+            for oddity in self._described.oddities:
+                log.info("%s: %s", self.path, oddity)
+        return self._described
 
     def read_file(self, offset: int, length: int) -> bytes:
         """The bytes of the ``.hxz`` file itself; the caller bounds `length`.
@@ -210,17 +204,10 @@ class Snapshot:
             "parents": [
                 {"stored": stored, "path": parent.path} for stored, parent in zip(header.parents, self.parents)
             ],
-            "files": self._count_files(),
+            "files": None if self.files is None else len(self.files),
             "metadata_bytes": len(self.metadata),
+            "oddities": self.oddities,
         }
-
-    def _count_files(self) -> int | None:
-        try:
-            files = self.files
-        except CorruptSnapshot as error:
-            log.warning("%s", error)
-            return None
-        return None if files is None else len(files)
 
     def retain(self) -> bool:
         """One more user; False when the snapshot is closed already."""

@@ -45,7 +45,10 @@ class Stream:
         self.block_size = _preferred(snapshot.header.block_size)
         self.etag = f"{snapshot.digest(name)}-1"
         context = snapshot.context
-        self.pages = PageTable(snapshot.storage, records, self.size, snapshot.header.index_offset, context.pages)
+        zeros_from = snapshot.zeros_from if name == "disk" else _no_zeros
+        self.pages = PageTable(
+            snapshot.storage, records, self.size, snapshot.header.index_offset, context.pages, zeros_from
+        )
         self._loaded = self.pages.loaded
         self._blocks = context.blocks
         self.loader = BlockLoader(snapshot, name, self.size, self.pages)
@@ -243,6 +246,10 @@ class Stream:
 def _zeros(length: int) -> list[memoryview]:
     whole, rest = divmod(length, len(ZEROS))
     return [ZEROS] * whole + ([ZEROS[:rest]] if rest else [])
+
+
+def _no_zeros(end: int) -> bool:
+    return False
 
 
 def _preferred(block_size: int) -> int:

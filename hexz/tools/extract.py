@@ -1,12 +1,13 @@
-"""``hexz extract``: a stream to a sparse file, or a folder archive to a folder."""
+"""``hexz extract``: a stream to a sparse file, or the files of an archive to a folder."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import stat
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from hexz.errors import CorruptSnapshot, SystemFailure, UsageError
 from hexz.format.metadata import ArchivedFile
@@ -15,7 +16,7 @@ from hexz.tools.cat import stream_of
 from hexz.tools.output import check_output, hidden_name, whole_file
 from hexz.tools.progress import Progress
 
-__all__ = ["extract"]
+__all__ = ["Extracted", "extract"]
 
 CACHE = 64 << 20
 PIECE = 1 << 20
@@ -24,6 +25,15 @@ LARGEST_FILE = (1 << 63) - 1
 """Bytes of a file that the operating system can address."""
 SAFE_MODE = 0o777
 """Permission bits taken from an archive: never set-uid, set-gid or sticky."""
+NO_NAME = (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ)
+"""What file systems say of names that they cannot hold."""
+
+
+class Extracted(NamedTuple):
+    """The bytes written, and a line for each file of an archive that cannot have its name here and was left out."""
+
+    written: int
+    left_out: list[str]
 
 
 def extract(
@@ -32,10 +42,10 @@ def extract(
     name: str | None = None,
     password: bytes | None = None,
     parent_dirs: tuple[str, ...] = (),
-) -> int:
-    """Write a stream of the snapshot to the file `out`, or the files of a folder archive to the new folder `out`.
+) -> Extracted:
+    """Write a stream of the snapshot to the file `out`, or the files that it lists to the new folder `out`.
 
-    Without a stream's `name`, a folder archive gives its files and anything else its disk.  Returns the bytes written.
+    Without a stream's `name`, a folder archive or tar conversion gives its files and anything else its disk.
     Raises: UsageError when the folder exists; NoSuchSnapshot; SystemFailure; what opening and reading raise.
     """
     context = new_context(CACHE, password, parent_dirs)
@@ -49,7 +59,7 @@ def extract(
             raise SystemFailure(f"{out}: cannot write: no file can have {stream.size} bytes")
         with Progress(f"extracting {stream.name}", stream.size) as progress, whole_file(out) as file:
             _copy(stream, 0, stream.size, file, progress)
-        return stream.size
+        return Extracted(stream.size, [])
 
 
 def _copy(stream: Stream, offset: int, length: int, file: BinaryIO, progress: Progress) -> None:
@@ -70,41 +80,52 @@ def _copy(stream: Stream, offset: int, length: int, file: BinaryIO, progress: Pr
     file.truncate(length)
 
 
-def _extract_folder(snapshot: Snapshot, files: list[ArchivedFile], out: str) -> int:
+def _extract_folder(snapshot: Snapshot, files: list[ArchivedFile], out: str) -> Extracted:
     if os.path.lexists(out):
-        raise UsageError(f"{out}: exists already: a folder archive is extracted to a new folder")
+        raise UsageError(f"{out}: exists already: files are extracted to a new folder")
     total = sum(file.size for file in files)
     if total > sum(stream.size for stream in snapshot.streams.values()):
         # Overlapping files could make a small archive fill any disk; no writer shares bytes between files.
-        raise CorruptSnapshot(snapshot.path, "the manifest's files overlap")
+        raise CorruptSnapshot(snapshot.path, "the files that it lists overlap")
+    left_out: list[str] = []
     aside = hidden_name(os.path.dirname(os.path.abspath(out)))
     try:
         os.mkdir(aside)
         with Progress("extracting files", total) as progress:
             for file in files:
-                _extract_file(snapshot, file, aside, progress)
+                trouble = _extract_file(snapshot, file, aside, progress)
+                if trouble is not None:
+                    left_out.append(f"{file.path!r} at {file.offset} of the {file.stream} stream: {trouble}")
+                    total -= file.size
         os.rename(aside, out)
     except BaseException as error:
         shutil.rmtree(aside, ignore_errors=True)
         if isinstance(error, OSError):
             raise SystemFailure(f"{out}: cannot write: {error.strerror}") from error
         raise
-    return total
+    return Extracted(total, left_out)
 
 
-def _extract_file(snapshot: Snapshot, file: ArchivedFile, root: str, progress: Progress) -> None:
-    # The manifest's paths were checked to be plain and relative, and nothing here makes links to follow.
+def _extract_file(snapshot: Snapshot, file: ArchivedFile, root: str, progress: Progress) -> str | None:
+    """Write one file; why that is not possible under its name, if it is not."""
+    # Listed paths are relative and have no "..", and nothing here makes links to follow.
     try:
         path = os.path.join(root, *file.path.split("/"))
         os.makedirs(os.path.dirname(path), exist_ok=True)
         target = open(path, "xb")  # noqa: SIM115 - closed below
     except (FileExistsError, NotADirectoryError, IsADirectoryError):
-        raise CorruptSnapshot(snapshot.path, f"the manifest has {file.path!r} as a file and as a folder") from None
-    except UnicodeEncodeError:
-        raise SystemFailure(f"{file.path!r}: this name is not possible here") from None
+        return "it is listed as a file and as a folder"
+    except ValueError:
+        return "this name is not possible here"
+    except OSError as error:
+        if error.errno in NO_NAME:
+            return "this name is not possible here"
+        raise
     with target:
         if file.size:
             _copy(stream_of(snapshot, file.stream), file.offset, file.size, target, progress)
         os.fchmod(target.fileno(), stat.S_IMODE(file.mode) & SAFE_MODE)
-    with contextlib.suppress(OverflowError):  # a time that this system cannot have: the file keeps today's
-        os.utime(path, (file.mtime, file.mtime))
+    if file.mtime is not None:
+        with contextlib.suppress(OverflowError):  # a time that this system cannot have: the file keeps today's
+            os.utime(path, (file.mtime, file.mtime))
+    return None

@@ -27,11 +27,12 @@ def describe(snapshot: Snapshot) -> dict[str, dict[str, int]]:
     for name, stream in snapshot.streams.items():
         kinds = {"data": 0, "zero": 0, "parent": 0, "stored_bytes": 0}
         for page in stream.pages.each():
+            listed = page.count - page.unlisted
             data = page.count - page.stored.count(0)
             parents = 0 if page.only_data() else sum(page.in_parent(number) for number in range(page.count))
             kinds["data"] += data
             kinds["parent"] += parents
-            kinds["zero"] += page.count - data - parents
+            kinds["zero"] += listed - data - parents
             kinds["stored_bytes"] += sum(page.stored)
         counts[name] = kinds
     return counts
@@ -58,6 +59,7 @@ def _table(facts: dict[str, Any]) -> str:
         rows.append(("files", str(facts["files"])))
     elif facts["metadata_bytes"]:
         rows.append(("metadata", format_size(facts["metadata_bytes"])))
+    rows += [("odd", oddity) for oddity in facts["oddities"]]
     return "\n".join(f"{label:<11}{text}" for label, text in rows)
 
 

@@ -18,7 +18,7 @@ from hexz.units import format_size, parse_size
 __all__ = ["main"]
 
 DAMAGED = 1
-"""Exit status of ``verify`` when a block is damaged."""
+"""Exit status of ``verify`` when a block is damaged, and of ``extract`` when a file was left out."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -132,8 +132,11 @@ def _run(options: argparse.Namespace) -> int:
     else:
         from hexz.tools.extract import extract
 
-        written = extract(options.file, options.out, options.stream, password, parent_dirs)
-        print(f"{options.out}: {format_size(written)}")
+        extracted = extract(options.file, options.out, options.stream, password, parent_dirs)
+        for left_out in extracted.left_out:
+            _fail(f"{options.file}: left out: {left_out}", DAMAGED)
+        print(f"{options.out}: {format_size(extracted.written)}")
+        return DAMAGED if extracted.left_out else 0
     return 0
 
 
@@ -184,4 +187,6 @@ def _verify(paths: list[str], password: bytes | None, parent_dirs: tuple[str, ..
             print(f"{path}: DAMAGED: {verified.damaged} places in {format_size(verified.checked)}")
         else:
             print(f"{path}: ok, {format_size(verified.checked)} checked")
+        for oddity in verified.oddities:
+            print(f"{path}: odd: {oddity}")
     return status

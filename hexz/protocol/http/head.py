@@ -13,6 +13,7 @@ __all__ = [
     "Framing",
     "RequestError",
     "RequestHead",
+    "decode_path",
     "framing_of",
     "parse_head",
 ]
@@ -67,7 +68,7 @@ class RequestHead(NamedTuple):
 
         Raises: RequestError (400) when a part is not UTF-8 or has a control character.
         """
-        return [_decode(part) for part in self.path.split("/")[1:]]
+        return [decode_path(part) for part in self.path.split("/")[1:]]
 
     @property
     def keep_alive(self) -> bool:
@@ -153,14 +154,18 @@ def _split_target(method: str, target: str) -> tuple[str, str]:
     return path, query
 
 
-def _decode(part: str) -> str:
+def decode_path(part: str, any_character: bool = False) -> str:
+    """A part of a path, percent-decoded; control characters only with `any_character`.
+
+    Raises: RequestError (400).
+    """
     if "%" not in part:
         return part
     try:
         text = unquote_to_bytes(part).decode("utf-8")
     except UnicodeDecodeError:
         raise RequestError(400, "the path is not UTF-8") from None
-    if not text.isprintable():
+    if not any_character and not text.isprintable():
         raise RequestError(400, "the path has a control character")
     return text
 

@@ -16,7 +16,7 @@ from hexz.metrics.prometheus import CONTENT_TYPE, exposition
 from hexz.metrics.summary import snapshot_line
 from hexz.metrics.words import EXTENTS, INFO, LIST, READ
 from hexz.protocol.http.conditions import Validators
-from hexz.protocol.http.head import RequestError, RequestHead
+from hexz.protocol.http.head import RequestError, RequestHead, decode_path
 from hexz.protocol.http.responses import (
     IMMUTABLE,
     REVALIDATE,
@@ -82,6 +82,9 @@ class CatalogApplication:
         return error_response(405, f"{head.method} is not possible here: snapshots are read-only", allow)
 
     def _route(self, head: RequestHead) -> Response:
+        name, path = _file_asked_for(head)
+        if path is not None:
+            return self._archived(head, name, path)
         segments = head.segments
         if len(segments) == 1 and segments[0].endswith(".hxz") and segments[0] != ".hxz":
             return self._file(head, segments[0][: -len(".hxz")])
@@ -93,8 +96,6 @@ class CatalogApplication:
                 return self._info(head, name)
             if len(segments) == 3 and segments[2] == "extents":
                 return self._extents(head, name)
-            if segments[2] == "files":
-                return self._archived(head, name, "/".join(segments[3:]))
         raise NoSuchSnapshot(f"there is nothing at {head.path}")
 
     def _stream(self, head: RequestHead, name: str | None, which: str) -> Response:
@@ -162,7 +163,7 @@ class CatalogApplication:
         try:
             files = lease.snapshot.files
             if files is None:
-                raise NoSuchSnapshot(f"snapshot {lease.name!r} is no folder archive")
+                raise NoSuchSnapshot(f"snapshot {lease.name!r} lists no files")
             if not path or path.endswith("/"):
                 entries = list(_listing(files, path))
                 if path and not entries:
@@ -197,7 +198,7 @@ class CatalogApplication:
                         "compression": snapshot.header.compression.name.lower(),
                         "thin": snapshot.thin,
                         "encrypted": snapshot.encrypted,
-                        "archive": snapshot.is_archive,
+                        "archive": snapshot.files is not None,
                         "info": f"{base}/info",
                         "streams": {
                             stream.name: {"size": stream.size, "etag": stream.etag, "url": f"{base}/{stream.name}"}
@@ -231,6 +232,14 @@ class CatalogApplication:
         if self._ready():
             return json_response({"status": "ready", "snapshots": len(self._catalog)})
         return json_response({"status": "draining"}, 503, (("Retry-After", "5"),))
+
+
+def _file_asked_for(head: RequestHead) -> tuple[str, str | None]:
+    """Snapshot and path when the request is for a listed file; such a path may have any character."""
+    parts = head.path.split("/", 4)
+    if len(parts) < 4 or parts[1] != "snapshots" or not parts[2] or parts[3] != "files":
+        return "", None
+    return decode_path(parts[2]), decode_path(parts[4], any_character=True) if len(parts) == 5 else ""
 
 
 def _number(query: dict[str, list[str]], key: str, default: int) -> int:

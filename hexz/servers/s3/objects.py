@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
 from hexz.catalog import Catalog, Lease
-from hexz.errors import CorruptSnapshot, NoSuchSnapshot
+from hexz.errors import NoSuchSnapshot
 from hexz.format.metadata import ArchivedFile
 from hexz.protocol.s3.errors import S3Error
 from hexz.protocol.s3.keys import FILES, INFO, bucket_of
@@ -39,7 +39,7 @@ class BytesSource:
 
 
 class _Archive:
-    """The files of a folder archive by their keys, sorted once; knows the snapshot's manifest and not the snapshot."""
+    """A snapshot's listed files by their keys, sorted once; knows the list and not the snapshot."""
 
     def __init__(self, files: Iterable[ArchivedFile]) -> None:
         self.files = {f"{FILES}{file.path}": file for file in files}
@@ -50,10 +50,7 @@ _archives: weakref.WeakKeyDictionary[Snapshot, _Archive] = weakref.WeakKeyDictio
 
 
 def _archive_of(snapshot: Snapshot) -> _Archive | None:
-    try:
-        files = snapshot.files
-    except CorruptSnapshot:
-        return None  # opening it said so; its streams can be read all the same
+    files = snapshot.files
     if files is None:
         return None
     archive = _archives.get(snapshot)
