@@ -99,8 +99,8 @@ class Representation(NamedTuple):
     Without `validators` the bytes may change: nothing can be asked on a condition.
     `valid` may be given for a stream: as long as it returns True, the URL goes on meaning these bytes,
     and the connection may answer further ranges of it from the cache without asking the application.
-    `refuses_empty` answers a range of no bytes at all with 416; else that is 200, as RFC 9110 section 14.2
-    allows and clients that fetch in slices need.
+    `refuses_empty` answers a range of no bytes at all with 416, as S3 and the images API do; else that is 200, as
+    RFC 9110 section 14.2 allows and clients that fetch in slices need.
     """
 
     source: Source

@@ -71,7 +71,9 @@ class Whole(Resource):
             validators, kept = Validators(session.stream.etag, session.stream.snapshot.mtime), REVALIDATE
         named = f'; filename="{self.image.id}"' if _PLAIN_NAME.fullmatch(self.image.id) else ""
         headers = (("Content-Disposition", f"attachment{named}"), kept)
-        representation = Representation(source, session.size, "application/octet-stream", validators, headers)
+        representation = Representation(
+            source, session.size, "application/octet-stream", validators, headers, refuses_empty=True
+        )
         response = represent(self.head, representation)
         if response.status >= 400:
             left = [header for header in response.headers if header[0] not in ("Content-Type", "Cache-Control")]

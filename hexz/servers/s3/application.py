@@ -153,7 +153,13 @@ class S3Application:
         valid = partial(self._buckets.serves, lease.name, snapshot) if repeats else None
         validators = Validators(contents.etag, snapshot.mtime)
         representation = Representation(
-            contents.source, contents.size, kind or contents.content_type, validators, headers, valid, True
+            contents.source,
+            contents.size,
+            kind or contents.content_type,
+            validators,
+            headers,
+            valid,
+            refuses_empty=True,
         )
         response = represent(reading_head(head, parameters, contents.size), representation, 0, lease.release)
         return _as_s3(response, head, contents.size)
