@@ -6,6 +6,7 @@ bytes in C), since a page has up to 4096 of them and a terabyte has 4096 pages.
 
 from __future__ import annotations
 
+import re
 import struct
 import sys
 from array import array
@@ -52,6 +53,7 @@ _RECORD = struct.Struct("<QIQQ")
 _SIZES = struct.Struct("<QQ")
 _ENTRY52 = struct.Struct("<QIII32s")
 _ALL_ONES = 0xFFFF_FFFF
+_MARKS_IN_A_ROW = re.compile(rb"\x00+|\x01+|\x02+")
 
 
 class DamagedIndex(Exception):
@@ -167,8 +169,8 @@ class Page:
     `unlisted` blocks at the end are not in the file: zeros that `add_zeros` put there.
     """
 
-    __slots__ = ("_high", "_low", "_raw", "count", "crc", "end", "entry_size", "first_block", "logical", "start",
-                 "starts", "stored", "uniform", "unlisted")  # fmt: skip
+    __slots__ = ("_high", "_low", "_marks", "_raw", "count", "crc", "end", "entry_size", "first_block", "logical",
+                 "start", "starts", "stored", "uniform", "unlisted")  # fmt: skip
 
     def __init__(self, raw: bytes, record: PageRecord, entry_size: int, count: int) -> None:
         words = array("I")
@@ -186,6 +188,7 @@ class Page:
         self.logical = words[3::stride]
         self.crc = words[4::stride]
         self._raw = raw if entry_size == 52 else b""
+        self._marks = b""  # made when it is first needed
         self.unlisted = 0
         self._find_starts()
 
@@ -214,7 +217,7 @@ class Page:
     @property
     def cost(self) -> int:
         """Bytes of memory that the page holds, roughly."""
-        return self.count * 20 + len(self._raw) + len(self.starts) * 40
+        return self.count * 21 + len(self._raw) + len(self.starts) * 40
 
     def find(self, position: int) -> int:
         """The number within the page of the block that covers `position`, which must lie in [start, end)."""
@@ -254,6 +257,27 @@ class Page:
     def only_data(self) -> bool:
         """Every block of the page is stored data: neither zero nor in a parent."""
         return not self.stored.count(0)
+
+    def runs(self, number: int) -> Iterator[tuple[int, int]]:
+        """From block `number` on, the blocks of one kind in a row: the first one's number, and one past the last's.
+
+        The kinds are stored data, zero, and in a parent.
+        """
+        marks = self._marks or self._mark()
+        if len(marks) == 1:
+            yield number, self.count
+            return
+        for run in _MARKS_IN_A_ROW.finditer(marks, number):
+            yield run.span()
+
+    def _mark(self) -> bytes:
+        """A byte for each block (0 is zero, 1 stored, 2 in a parent), or a single one where all are alike."""
+        stored, high = bytes(map(bool, self.stored)), bytes(map(bool, self._high))
+        # Both at once for all blocks: a loop over them would be what takes the time.
+        both = int.from_bytes(stored, "little") | int.from_bytes(high, "little") << 1
+        marks = both.to_bytes(self.count, "little").replace(b"\x03", b"\x01")
+        self._marks = marks[:1] if marks.count(marks[0]) == self.count else marks
+        return self._marks
 
     def in_parent(self, number: int) -> bool:
         """Block `number` lives in a parent."""

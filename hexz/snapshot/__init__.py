@@ -1,7 +1,7 @@
 """Open snapshots and read their streams: the lock-free reader, extents, parents."""
 
 from hexz.snapshot.context import DEFAULT_CACHE, OpenContext, new_context
-from hexz.snapshot.extents import DATA, PARENT, ZERO, Extent
+from hexz.snapshot.extents import DATA, PARENT, ZERO, Effort, Extent
 from hexz.snapshot.opening import open_snapshot
 from hexz.snapshot.snapshot import Snapshot
 from hexz.snapshot.stream import ZEROS, Stream
@@ -12,6 +12,7 @@ __all__ = [
     "PARENT",
     "ZERO",
     "ZEROS",
+    "Effort",
     "Extent",
     "OpenContext",
     "Snapshot",

@@ -10,11 +10,13 @@ from hexz.format.index import Page
 if TYPE_CHECKING:
     from hexz.snapshot.stream import Stream
 
-__all__ = ["DATA", "PARENT", "ZERO", "Extent", "flat_extents", "own_extents"]
+__all__ = ["DATA", "PARENT", "ZERO", "Effort", "Extent", "flat_extents", "own_extents"]
 
 DATA = "data"
 ZERO = "zero"
 PARENT = "parent"
+PAGE_COST = 256
+"""What it takes to have a page before its blocks are looked at, in blocks."""
 
 
 class Extent(NamedTuple):
@@ -25,45 +27,68 @@ class Extent(NamedTuple):
     kind: str
 
 
-def own_extents(stream: Stream, offset: int, length: int) -> Iterator[Extent]:
-    """What the stream's own index says of [offset, offset + length), which lies in the stream."""
-    return _coalesce(_own(stream, offset, length))
+class Effort:
+    """How many blocks of an index may still be looked at for one answer; it ends early where they are used up.
+
+    A page that is looked at counts as all of its blocks, and as `PAGE_COST` more.
+    """
+
+    __slots__ = ("left",)
+
+    def __init__(self, blocks: int) -> None:
+        self.left = blocks
+
+    @property
+    def spent(self) -> bool:
+        """There is none left."""
+        return self.left <= 0
 
 
-def flat_extents(stream: Stream, offset: int, length: int) -> Iterator[Extent]:
+def own_extents(stream: Stream, offset: int, length: int, effort: Effort | None = None) -> Iterator[Extent]:
+    """What the stream's own index says of [offset, offset + length), which lies in the stream.
+
+    With an `effort` only so far as it goes, but at least to the end of a page.
+    """
+    return _coalesce(_own(stream, offset, length, effort))
+
+
+def flat_extents(stream: Stream, offset: int, length: int, effort: Effort | None = None) -> Iterator[Extent]:
     """The same with what parents supply looked up in them: only data and zero."""
-    return _coalesce(_flat(stream, offset, length))
+    return _coalesce(_flat(stream, offset, length, effort))
 
 
-def _own(stream: Stream, offset: int, length: int) -> Iterator[Extent]:
+def _own(stream: Stream, offset: int, length: int, effort: Effort | None) -> Iterator[Extent]:
     end = offset + length
     if length and not stream.pages.records:
         yield Extent(offset, length, PARENT if stream.snapshot.parents else ZERO)
         return
     while offset < end:
         page = stream.pages.at(offset).page
+        if effort is not None:
+            effort.left -= page.count + PAGE_COST
         stop = min(page.end, end)
-        if page.only_data():
-            yield Extent(offset, stop - offset, DATA)
-        else:
-            yield from _of_page(page, offset, stop)
+        yield from _of_page(page, offset, stop)
         offset = stop
+        if effort is not None and effort.spent:
+            return
 
 
 def _of_page(page: Page, offset: int, end: int) -> Iterator[Extent]:
-    number = page.find(offset)
-    while offset < end:
-        stop = min(page.block_start(number) + page.logical[number], end)
+    for first, after in page.runs(page.find(offset)):
+        stop = min(page.block_start(after), end) if after < page.count else end
         if stop > offset:
-            kind = DATA if page.stored[number] else PARENT if page.in_parent(number) else ZERO
+            kind = DATA if page.stored[first] else PARENT if page.in_parent(first) else ZERO
             yield Extent(offset, stop - offset, kind)
             offset = stop
-        number += 1
+        if offset >= end:
+            return
 
 
-def _flat(stream: Stream, offset: int, length: int) -> Iterator[Extent]:
+def _flat(stream: Stream, offset: int, length: int, effort: Effort | None) -> Iterator[Extent]:
     lineage = stream.snapshot.lineage
-    for extent in own_extents(stream, offset, length):
+    # A page at a time, so that what its parents say of it is looked at before the next one: an effort that is
+    # spent has led somewhere then.
+    for extent in _own(stream, offset, length, effort):
         if extent.kind != PARENT:
             yield extent
         elif stream.pages.records and not lineage.is_same_place():
@@ -76,8 +101,10 @@ def _flat(stream: Stream, offset: int, length: int) -> Iterator[Extent]:
                 if parent is None:
                     yield Extent(position, size, ZERO)
                 else:
-                    for inner in _flat(parent, start, size):
+                    for inner in _flat(parent, start, size, effort):
                         yield inner._replace(start=position + inner.start - start)
+                    if effort is not None and effort.spent:
+                        return
                 position += size
 
 

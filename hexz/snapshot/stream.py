@@ -14,7 +14,7 @@ from hexz.cache import Block
 from hexz.format.index import MasterIndex, PageRecord
 from hexz.metrics.waiting import waited
 from hexz.snapshot import extents as extent_lists
-from hexz.snapshot.extents import Extent
+from hexz.snapshot.extents import Effort, Extent
 from hexz.snapshot.loading import BlockLoader
 from hexz.snapshot.pages import LoadedPage, PageTable
 from hexz.snapshot.readahead import ReadAhead
@@ -111,19 +111,20 @@ class Stream:
         """Queue the decompression of a span and return at once; what finds no room is left out."""
         self.loader.ahead(offset, min(length, self._blocks.budget // 2, self.size - offset), None)
 
-    def extents(self, offset: int, length: int) -> Iterator[Extent]:
+    def extents(self, offset: int, length: int, effort: Effort | None = None) -> Iterator[Extent]:
         """The span as runs of ``data``, ``zero`` and ``parent``, coalesced and without gaps; index only.
 
+        With an `effort` the list may end before the span does, where that is spent.
         Raises: CorruptSnapshot, StorageError.
         """
-        return extent_lists.own_extents(self, offset, length)
+        return extent_lists.own_extents(self, offset, length, effort)
 
-    def flat_extents(self, offset: int, length: int) -> Iterator[Extent]:
+    def flat_extents(self, offset: int, length: int, effort: Effort | None = None) -> Iterator[Extent]:
         """The same with parents looked through: only ``data`` and ``zero``.
 
         Raises: CorruptSnapshot, StorageError.
         """
-        return extent_lists.flat_extents(self, offset, length)
+        return extent_lists.flat_extents(self, offset, length, effort)
 
     def _page_if_loaded(self, offset: int) -> LoadedPage | None:
         if not self._loaded:

@@ -37,13 +37,15 @@ from hexz.servers.http.objects import (
     public_facts,
 )
 from hexz.servers.http.page import index_page
-from hexz.snapshot import Stream
+from hexz.snapshot import Effort, Stream
 
 __all__ = ["CatalogApplication"]
 
 READING = "GET, HEAD, OPTIONS"
 MAX_EXTENTS = 65536
 """Most extents in one answer; `next` then says where to go on."""
+MAX_BLOCKS = 1 << 20
+"""Blocks of the index that are looked at for one answer, to the end of a page: 64 GiB of blocks of 64 KiB."""
 
 
 class CatalogApplication:
@@ -146,7 +148,7 @@ class CatalogApplication:
             if start > stream.size:
                 raise RequestError(416, f"the stream has {stream.size} bytes")
             length = min(_number(query, "length", stream.size), stream.size - start)
-            extents = list(islice(stream.extents(start, length), MAX_EXTENTS))
+            extents = list(islice(stream.extents(start, length, Effort(MAX_BLOCKS)), MAX_EXTENTS))
             end = extents[-1].start + extents[-1].length if extents else start
             answer = {
                 "stream": which,

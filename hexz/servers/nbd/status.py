@@ -15,12 +15,12 @@ from hexz.protocol.nbd.constants import (
     STATE_ZERO,
 )
 from hexz.protocol.nbd.rules import Request
-from hexz.snapshot import PARENT, ZERO, Extent, Stream
+from hexz.snapshot import PARENT, ZERO, Effort, Extent, Stream
 
 __all__ = ["describe"]
 
 MAX_BLOCKS = 65536
-"""Blocks of the nominal size that one reply covers at most: what can be looked up in well under a second."""
+"""Blocks of the index that are looked at for one context of a reply, to the end of a page: some milliseconds."""
 
 
 def describe(
@@ -33,9 +33,8 @@ def describe(
     Raises: CorruptSnapshot, StorageError.
     """
     most = 1 if request.flags & CMD_FLAG_REQ_ONE else MAX_DESCRIPTORS
-    length = min(request.length, MAX_BLOCKS * stream.block_size)
     return [
-        (CONTEXT_IDS[context], list(islice(_flags(stream, context, request.offset, length), most)))
+        (CONTEXT_IDS[context], list(islice(_flags(stream, context, request.offset, request.length), most)))
         for context in contexts
     ]
 
@@ -43,16 +42,19 @@ def describe(
 def _flags(stream: Stream, context: str, offset: int, length: int) -> Iterator[tuple[int, int]]:
     flat = context == BASE_ALLOCATION
     inside = max(min(length, stream.size - offset), 0)
-    extents = stream.flat_extents(offset, inside) if flat else stream.extents(offset, inside)
+    effort = Effort(MAX_BLOCKS)
+    extents = stream.flat_extents(offset, inside, effort) if flat else stream.extents(offset, inside, effort)
     padding = length - inside
+    end = offset
     for extent in extents:
         flags = _of(extent, flat)
-        if padding and extent.start + extent.length == stream.size and flags == _padding(flat):
+        end = extent.start + extent.length
+        if padding and end == stream.size and flags == _padding(flat):
             yield extent.length + padding, flags
             padding = 0
         else:
             yield extent.length, flags
-    if padding:
+    if padding and end == offset + inside:
         yield padding, _padding(flat)
 
 
