@@ -6,21 +6,15 @@ import os
 import sys
 from collections.abc import Sequence
 
-from hexz.config import Settings, parse_arguments
-from hexz.daemon.asking import ask_daemon, control_socket_of
+from hexz.config import parse_arguments
 from hexz.daemon.detach import Readiness, Report, detach, fill_standard_descriptors
-from hexz.daemon.pidfile import running_pid, stop_running
-from hexz.daemon.places import default_pid_file
+from hexz.daemon.inquiry import ask
 from hexz.daemon.systemd import Notifier
 from hexz.daemon.unit_files import hidden_from_services, unit_file
 from hexz.errors import HexzError, UsageError
 from hexz.installation import check_packages
 
 __all__ = ["main"]
-
-NOT_RUNNING = 3
-"""Exit status of --status when no daemon runs (LSB)."""
-STOP_MARGIN_S = 10.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         settings = parse_arguments(sys.argv[1:] if arguments is None else arguments)
         options = settings.options
         if options.status or options.stop:
-            return _ask_running(settings)
+            return ask(settings)
         check_packages()
         if options.print_unit:
             return _print_unit(options.print_unit)
@@ -82,32 +76,3 @@ def _print_unit(kind: str) -> int:
         remedy = "install it below /opt or /usr/local, or take --print-unit user"
         print(f"hexz-serve: warning: {hidden} is hidden from services of the system: {remedy}", file=sys.stderr)
     return 0
-
-
-def _ask_running(settings: Settings) -> int:
-    options = settings.options
-    path = options.pid_file or default_pid_file(options.port)
-    pid = running_pid(path) if path is not None else None
-    if options.status:
-        return _print_status(options.control, pid)
-    if path is None or pid is None:
-        print("not running")
-    elif not stop_running(path, options.drain_timeout + STOP_MARGIN_S):
-        raise HexzError(f"pid {pid} does not end: it may still drain")
-    else:
-        print(f"stopped, pid {pid}")
-    return 0
-
-
-def _print_status(control: str | None, pid: int | None) -> int:
-    """Whether the daemon runs, and how it does if it has a control socket."""
-    path = control or (control_socket_of(pid) if pid else None)
-    facts = {}
-    if path is not None:
-        try:
-            facts = ask_daemon(path)
-        except HexzError as error:
-            print(f"hexz-serve: {error}", file=sys.stderr)
-    pid = facts.get("pid", pid)
-    print("\n".join([f"running, pid {pid}" if pid else "not running", *facts.get("status", [])]))
-    return 0 if pid else NOT_RUNNING

@@ -90,10 +90,12 @@ class ListenError(HexzError):
 
     exit_status = 69
 
-    def __init__(self, where: str, reason: str) -> None:
-        super().__init__(f"{where}: cannot listen: {reason}")
+    def __init__(self, where: str, reason: str, remedy: str = "", taken: bool = False) -> None:
+        """`remedy` says what to do; `taken`: somebody else listens there."""
+        super().__init__(f"{where}: cannot listen: {reason}" + (f": {remedy}" if remedy else ""))
         self.where = where
         self.reason = reason
+        self.taken = taken
 
 
 class SnapshotError(HexzError):

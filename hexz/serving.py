@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 
+from hexz import __version__
 from hexz.assembly import assemble, open_catalog
 from hexz.catalog import Catalog
 from hexz.config import Settings
@@ -11,12 +13,18 @@ from hexz.daemon.detach import Readiness, Report
 from hexz.daemon.heap import share_heap
 from hexz.daemon.logs import set_up_logging
 from hexz.daemon.pidfile import PidFile
-from hexz.daemon.places import take_places
+from hexz.daemon.places import take_places, who_listens
 from hexz.daemon.running import Running
 from hexz.daemon.systemd import Notifier, take_passed_sockets
+from hexz.errors import ListenError
 from hexz.units import format_size
 
 __all__ = ["serve"]
+
+log = logging.getLogger("hexz.daemon")
+
+NAMES_SHOWN = 8
+"""Snapshots named in the first line of the log; the others are counted."""
 
 
 def serve(settings: Settings, readiness: Readiness, notifier: Notifier) -> int:
@@ -35,15 +43,20 @@ def serve(settings: Settings, readiness: Readiness, notifier: Notifier) -> int:
         catalog = open_catalog(settings)
         if options.check:
             return _print_check(catalog)
-        running = assemble(settings, catalog, notifier, passed)
+        try:
+            running = assemble(settings, catalog, notifier, passed)
+        except ListenError as error:
+            raise _explained(error) from None
         notes: list[str] = []
+        logs: list[str] = []
         if readiness.detached:
             places = take_places(options.pid_file, options.log_file, _suffix(running))
-            held, notes = places.pid_files, places.notes
+            held, notes, logs = places.pid_files, places.notes, places.logs.names
             running.on_reload("logs", places.logs.reopen)
             set_up_logging(options.log_level, split=True)
         elif options.pid_file:
             held = [PidFile(options.pid_file)]
+        _announce(running, catalog, held, logs)
         running.trap_signals()
         readiness.report(Report(0, [*(f"listening {url}" for url in running.urls()), *notes]))
         notifier.ready(running.summary())
@@ -56,6 +69,31 @@ def serve(settings: Settings, readiness: Readiness, notifier: Notifier) -> int:
         if catalog is not None:
             catalog.close()
     return 0
+
+
+def _explained(error: ListenError) -> ListenError:
+    """The same, saying which daemon it is that has the address, where its pid file tells."""
+    found = who_listens(error.where) if error.taken else None
+    if found is None:
+        return error
+    pid, path = found
+    remedy = f"a daemon is running there already, pid {pid}: end it with hexz-serve --stop --pid-file {path}"
+    return ListenError(error.where, error.reason, remedy, taken=True)
+
+
+def _announce(running: Running, catalog: Catalog, held: list[PidFile], logs: list[str]) -> None:
+    """Say in the log what begins here and where everything is, and beside the pid files for --status."""
+    names = catalog.names()
+    shown = ", ".join(names[:NAMES_SHOWN]) + (" and others" if len(names) > NAMES_SHOWN else "")
+    paths = [file.path for file in held]
+    urls = running.urls()
+    log.info(
+        "hexz-serve %s, pid %d: %d snapshots (%s) at %s; pid file %s; logging to %s",
+        __version__, os.getpid(), len(names), shown or "none yet", ", ".join(urls) or "no address yet",
+        " and ".join(paths) or "none", " and ".join(logs) or "standard error",
+    )  # fmt: skip
+    for file in held:
+        file.tell({"version": __version__, "listening": urls, "pid_files": paths, "logs": logs})
 
 
 def _suffix(running: Running) -> str:

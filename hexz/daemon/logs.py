@@ -114,6 +114,8 @@ class LogFiles:
         Raises: ConfigError.
         """
         self._paths = {1: out, 2: err}
+        self.names = sorted({os.path.abspath(path) for path in (out, err) if path is not None})
+        """The files, once each."""
         self.reopen()
 
     @staticmethod

@@ -2,7 +2,9 @@
 
 Whoever asks trusts the lock, never the number: after ``kill -9`` the file stays,
 but the lock is free.  Nor is a number believed that somebody else may have written:
-in a folder like /tmp anybody can create, and lock, a file of our name.
+in a folder like /tmp anybody can create, and lock, a file of our name.  And a number
+that was left behind can have become another process's while somebody holds the lock:
+so the process has to be the one that holds it.
 """
 
 from __future__ import annotations
@@ -10,16 +12,30 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import json
+import logging
 import os
+import re
 import signal
 import stat
 import time
+from typing import Any
 
-from hexz.errors import ConfigError, HexzError, SystemFailure
+from hexz.errors import ConfigError, HexzError, JsonError, SystemFailure
+from hexz.jsontext import load_json
 
-__all__ = ["AlreadyRunning", "PidFile", "running_pid", "stop_running"]
+__all__ = ["AlreadyRunning", "PidFile", "facts_of", "running_pid", "stop_running"]
+
+log = logging.getLogger("hexz.daemon")
 
 POLL_S = 0.05
+FACTS = ".json"
+"""What the name of the file beside a pid file ends with in which the daemon says where it listens and logs."""
+MAX_FACTS = 64 << 10
+MAX_FDINFO = 64 << 10
+_WRITE_LOCK = re.compile(rb"^lock:.*FLOCK.*WRITE", re.MULTILINE)
+MODE = 0o600
+"""Nobody else may open the file: whoever can read it can lock it (flock(2))."""
 BUSY_TRIES = 10
 """How often a lock without a pid is tried again: another process may look at it just now, or take it."""
 
@@ -30,7 +46,12 @@ class AlreadyRunning(HexzError):
     exit_status = 69
 
     def __init__(self, path: str, pid: int) -> None:
-        super().__init__(f"{path}: a daemon is running already{f', pid {pid}' if pid else ''}")
+        what = (
+            f"a daemon is running already, pid {pid}"
+            if pid
+            else "another process has locked it: name another with --pid-file"
+        )
+        super().__init__(f"{path}: {what}")
         self.pid = pid
 
 
@@ -65,10 +86,25 @@ class PidFile:
         except FileNotFoundError:
             return False
 
+    def tell(self, facts: dict[str, Any]) -> None:
+        """Say beside the file what whoever finds this daemon wants to know; without room for it, nothing is said."""
+        try:
+            fd = _open(self.path + FACTS)
+            with open(fd, "w", encoding="utf-8") as file:
+                file.truncate()
+                json.dump({**facts, "pid": os.getpid()}, file)
+        except (OSError, ConfigError) as error:
+            log.debug("%s: %s", self.path + FACTS, error)
+
     def retire(self) -> None:
-        """Remove the file; the lock goes with the process, so that whoever waits for it sees the very end."""
+        """Remove the file and what was told beside it.
+
+        The lock goes with the process, so that whoever waits for it sees the very end.
+        """
         with contextlib.suppress(OSError):  # its folder may be gone
             if self._is_the_one():
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(self.path + FACTS)
                 os.unlink(self.path)
 
     def remove(self) -> None:
@@ -80,7 +116,7 @@ class PidFile:
 def _open(path: str) -> int:
     """The file, opened or created, if it can be a pid file of ours.  Raises: ConfigError."""
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, MODE)
     except OSError as error:
         reason = "is a symbolic link" if error.errno == errno.ELOOP else error.strerror
         raise ConfigError(f"{path}: cannot write the pid file: {reason}") from None
@@ -88,6 +124,7 @@ def _open(path: str) -> int:
     if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid() or status.st_nlink > 1:
         os.close(fd)
         raise ConfigError(f"{path}: cannot write the pid file: it is no plain file of this user")
+    os.fchmod(fd, MODE)  # it may be an old one
     return fd
 
 
@@ -98,7 +135,7 @@ def _lock(fd: int, path: str) -> None:
             return
         except BlockingIOError:
             pid = _read(fd)
-            if pid and os.path.exists(f"/proc/{pid}"):
+            if pid and _holds(pid, fd):
                 raise AlreadyRunning(path, pid) from None
         time.sleep(POLL_S)
     raise AlreadyRunning(path, 0)
@@ -109,10 +146,31 @@ def _read(fd: int) -> int:
     return int(text) if text.isdigit() else 0
 
 
+def _holds(pid: int, fd: int) -> bool:
+    """Whether process `pid` has the file of `fd` open, and locked for itself (proc(5), fdinfo).
+
+    Raises: SystemFailure when that is not ours to see.
+    """
+    wanted = os.fstat(fd)
+    try:
+        for number in os.listdir(f"/proc/{pid}/fd"):
+            with contextlib.suppress(FileNotFoundError):  # closed in between
+                if os.path.samestat(os.stat(f"/proc/{pid}/fd/{number}"), wanted):
+                    with open(f"/proc/{pid}/fdinfo/{number}", "rb") as file:
+                        if _WRITE_LOCK.search(file.read(MAX_FDINFO)):
+                            return True
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    except PermissionError:
+        raise SystemFailure(f"pid {pid} is another user's: not stopped") from None
+    return False
+
+
 def running_pid(path: str) -> int | None:
     """The pid of the daemon that holds the file, None when nobody does.
 
-    Raises: ConfigError when the file cannot be read, or belongs to neither this user nor root.
+    Raises: ConfigError when the file cannot be read, or belongs to neither this user nor root; SystemFailure when
+        its process is another user's.
     """
     fd = _open_to_ask(path)
     if fd is None:
@@ -121,6 +179,19 @@ def running_pid(path: str) -> int | None:
         return _holder(fd)
     finally:
         os.close(fd)
+
+
+def facts_of(path: str, pid: int) -> dict[str, Any]:
+    """What the daemon `pid`, which holds this pid file, told beside it; nothing when it told nothing."""
+    try:
+        fd = _open_to_ask(path + FACTS)
+        if fd is None:
+            return {}
+        with open(fd, "rb") as file:
+            facts = load_json(file.read(MAX_FACTS))
+    except (OSError, ConfigError, JsonError):
+        return {}
+    return facts if isinstance(facts, dict) and facts.get("pid") == pid else {}
 
 
 def _open_to_ask(path: str) -> int | None:
@@ -143,9 +214,9 @@ def _holder(fd: int) -> int | None:
             fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             pid = _read(fd)
-            if pid:
+            if pid and _holds(pid, fd):
                 return pid
-            time.sleep(POLL_S)  # it is being written
+            time.sleep(POLL_S)  # it is being written, or its process ends
         else:
             fcntl.flock(fd, fcntl.LOCK_UN)
             return None
@@ -155,17 +226,17 @@ def _holder(fd: int) -> int | None:
 def stop_running(path: str, timeout: float) -> bool:
     """Send SIGTERM to the daemon that holds the file and wait up to `timeout` seconds; True once it has gone.
 
+    No other process gets a signal, whatever number the file has.
+
     Raises: ConfigError; SystemFailure when the daemon is another user's.
     """
     fd = _open_to_ask(path)
     if fd is None:
         return True
     try:
-        pid = _holder(fd)
+        pid = _terminate(fd)
         if pid is None:
             return True
-        with contextlib.suppress(ProcessLookupError):  # it ends just now
-            os.kill(pid, signal.SIGTERM)
         deadline = time.monotonic() + timeout
         # Its lock goes when its process does, which is later than its file.
         while _holder(fd) == pid:
@@ -177,3 +248,32 @@ def stop_running(path: str, timeout: float) -> bool:
         raise SystemFailure(f"pid {pid} is another user's: not stopped") from None
     finally:
         os.close(fd)
+
+
+def _terminate(fd: int) -> int | None:
+    """Send SIGTERM to the holder; its number, None when there is none."""
+    pid = _holder(fd)
+    if pid is None:
+        return None
+    process = _descriptor_of(pid)
+    try:
+        # The number may have become another process's since it was looked at; the descriptor's process stays the same.
+        if _holder(fd) != pid:
+            return None
+        with contextlib.suppress(ProcessLookupError):  # it ends just now
+            if process is None:
+                os.kill(pid, signal.SIGTERM)
+            else:
+                signal.pidfd_send_signal(process, signal.SIGTERM)
+    finally:
+        if process is not None:
+            os.close(process)
+    return pid
+
+
+def _descriptor_of(pid: int) -> int | None:
+    """A descriptor of the process; None when it is gone, or where the kernel or a container's filter has none."""
+    try:
+        return os.pidfd_open(pid)
+    except OSError:
+        return None

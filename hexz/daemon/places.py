@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import os
 from typing import NamedTuple
 
 from hexz.daemon.logs import LogFiles, candidate_folders
-from hexz.daemon.pidfile import AlreadyRunning, PidFile, running_pid
-from hexz.errors import ConfigError, UsageError
+from hexz.daemon.pidfile import AlreadyRunning, PidFile, facts_of, running_pid
+from hexz.errors import ConfigError, SystemFailure, UsageError
 
-__all__ = ["Places", "default_pid_file", "take_places"]
+__all__ = ["Places", "default_pid_file", "take_places", "who_listens"]
 
 STEM = "hexz-serve"
 
@@ -40,6 +41,10 @@ def take_places(pid_file: str | None, log_file: str | None, suffix: str) -> Plac
         for file in held:
             file.remove()
         raise
+    if held:
+        notes.append(f"pid file {' and '.join(file.path for file in held)}")
+    else:
+        notes.append(f"no folder for a pid file: --stop cannot find this daemon, pid {os.getpid()}")
     return Places(held, logs, notes)
 
 
@@ -97,8 +102,20 @@ def default_pid_file(port: int | None) -> str | None:
     return found[0] if found else None
 
 
+def who_listens(where: str) -> tuple[int, str] | None:
+    """(pid, pid file) of the live daemon that said it listens at `where`, HOST:PORT."""
+    for folder in candidate_folders():
+        for path in sorted(glob.glob(f"{glob.escape(folder)}/{STEM}*.pid")):
+            with contextlib.suppress(ConfigError, SystemFailure):
+                pid = running_pid(path)
+                urls = facts_of(path, pid).get("listening", []) if pid is not None else []
+                if pid is not None and any(str(url).endswith(f"//{where}/") for url in urls):
+                    return pid, path
+    return None
+
+
 def _alive(path: str) -> bool:
     # A stranger's file in a shared folder is not this user's daemon.
-    with contextlib.suppress(ConfigError):
+    with contextlib.suppress(ConfigError, SystemFailure):
         return running_pid(path) is not None
     return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 import stat
@@ -18,6 +19,8 @@ BACKLOG = 1024
 MAX_UNIX_PATH = 107
 """Longest path of a unix socket on Linux, bytes."""
 PROBE_S = 1.0
+FIRST_FREE_PORT = 1024
+"""The least port that anybody may listen on, where net.ipv4.ip_unprivileged_port_start was left alone."""
 
 
 class TcpAddress(NamedTuple):
@@ -51,7 +54,24 @@ def open_socket(address: Address) -> socket.socket:
     try:
         return _open_unix(address) if isinstance(address, UnixAddress) else _open_tcp(address)
     except OSError as error:
-        raise ListenError(str(address), error.strerror or str(error)) from error
+        taken = error.errno == errno.EADDRINUSE
+        raise ListenError(str(address), error.strerror or str(error), _remedy(error, address), taken) from error
+
+
+def _remedy(error: OSError, address: Address) -> str:
+    """What to do about a listener that could not be opened; empty where the error says it."""
+    if not isinstance(address, TcpAddress):
+        return ""
+    other = "choose another port (--port, or --http-port, --nbd-port, --s3-port)"
+    if error.errno == errno.EADDRINUSE:
+        return f"{other}, or see who has it: ss -ltnp 'sport = :{address.port}'"
+    if error.errno == errno.EACCES and address.port < FIRST_FREE_PORT:
+        return f"ports below {FIRST_FREE_PORT} are root's: {other}, or give the service CAP_NET_BIND_SERVICE"
+    if error.errno == errno.EINVAL and address.host.lower().startswith("fe80:") and "%" not in address.host:
+        return f"a link-local address needs its interface: --bind {address.host}%INTERFACE, as in {address.host}%eth0"
+    if error.errno == errno.EADDRNOTAVAIL:
+        return "this host has no such address: see ip address"
+    return ""
 
 
 def _open_tcp(address: TcpAddress) -> socket.socket:
@@ -114,7 +134,8 @@ def _clear_stale(path: str) -> None:
 def unlink_socket(path: str, inode: int) -> None:
     """Remove the unix socket at `path` if it still is the one with `inode`: a successor may own the name."""
     with contextlib.suppress(OSError):  # gone already, or its folder is
-        if os.lstat(path).st_ino == inode:
+        status = os.lstat(path)
+        if status.st_ino == inode and stat.S_ISSOCK(status.st_mode):
             os.unlink(path)
 
 

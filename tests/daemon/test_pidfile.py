@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import signal
@@ -41,9 +42,58 @@ def test_a_lock_without_a_number_is_nobody_to_stop(tmp_path: Path) -> None:
     fd = locked(path)
     assert running_pid(str(path)) is None
     assert stop_running(str(path), 1)  # and above all, no signal to process 0, which would be the whole group
-    with pytest.raises(AlreadyRunning, match=r"running already$"):
+    with pytest.raises(AlreadyRunning, match="another process has locked it"):
         PidFile(str(path))
     os.close(fd)
+
+
+@pytest.mark.parametrize("how", [fcntl.LOCK_EX, fcntl.LOCK_SH])
+def test_a_number_that_became_another_processs_is_not_believed(tmp_path: Path, how: int) -> None:
+    path = tmp_path / "pid"
+    with subprocess.Popen(["sleep", "60"]) as innocent:
+        path.write_text(f"{innocent.pid}\n")
+        fd = locked(path, how)  # by this process, not by the one whose number it is
+        assert running_pid(str(path)) is None
+        assert stop_running(str(path), 1)
+        with pytest.raises(AlreadyRunning, match="another process has locked it"):
+            PidFile(str(path))
+        assert innocent.poll() is None
+        # Nor is a process believed that has the file open and not locked.
+        with subprocess.Popen(["sleep", "60"], stdin=path.open()) as reader:
+            path.write_text(f"{reader.pid}\n")
+            assert running_pid(str(path)) is None and stop_running(str(path), 1)
+            assert reader.poll() is None
+            reader.kill()
+        innocent.kill()
+        os.close(fd)
+
+
+def test_nobody_else_can_open_it(tmp_path: Path) -> None:
+    for left in (None, 0o666):
+        path = tmp_path / "pid"
+        if left is not None:
+            path.write_text("")
+            path.chmod(left)
+        own = PidFile(str(path))
+        assert path.stat().st_mode & 0o777 == 0o600
+        own.remove()
+
+
+def test_a_signal_goes_to_the_holder_also_without_process_descriptors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(pid: int) -> int:
+        raise OSError(errno.ENOSYS, "no such call")
+
+    monkeypatch.setattr(pidfile.os, "pidfd_open", refuse)
+    path = tmp_path / "pid"
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(path), str(os.getpid())], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as holder:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        assert stop_running(str(path), 30)
+        assert holder.wait(30) == -signal.SIGTERM
 
 
 def test_a_number_without_a_lock_is_a_leftover(tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def test_status_signal_and_page_tell_the_figures(snapshot_file: Path, tmp_path: 
         for where in (("--control", control), ("--pid-file", pid_file)):
             done = status(*where)
             assert done.returncode == 0, done.stderr
-            assert f"running, pid {server.process.pid}\nserving snap at " in done.stdout
+            assert f"running, pid {server.process.pid}\n" in done.stdout and "\nserving snap at " in done.stdout
             assert re.search(f"^{said}$", done.stdout, re.MULTILINE), done.stdout
             assert "\nfiles: " in done.stdout
         page = requests.get(server.http, headers={"Accept": "text/html"}, timeout=PATIENCE_S).text
