@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from itertools import groupby
 from pathlib import Path
 
@@ -10,11 +11,21 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from hexz.catalog import Catalog
 from hexz.format.index import MAX_PAGE_ENTRIES
+from hexz.images import hexz as images_hexz
+from hexz.images.registry import Registry
+from hexz.protocol.http.head import Framing, parse_head
 from hexz.protocol.nbd import constants as c
 from hexz.protocol.nbd.rules import Request
+from hexz.servers.base import Connection
 from hexz.servers.http import snapshots as http_snapshots
+from hexz.servers.http.connection import Request as HttpRequest
+from hexz.servers.http.receiving import Body, Receiver
+from hexz.servers.http.snapshots import CatalogApplication
+from hexz.servers.images.application import ImagesApplication
 from hexz.servers.nbd import status
+from hexz.servers.watch import PeerGone
 from hexz.snapshot import DATA, PARENT, ZERO, Effort, Extent, Stream, new_context, open_snapshot
 from tests.crafted import Craft
 from tests.http.serving import serving
@@ -178,3 +189,38 @@ def test_a_parent_of_small_blocks_is_looked_at_no_further(tmp_path: Path) -> Non
         assert whole == [(20_000, c.STATE_HOLE | c.STATE_ZERO)]
         (part,) = stream.flat_extents(0, stream.size, Effort(3000))
         assert part == Extent(0, 3000, ZERO)
+
+
+@pytest.mark.parametrize("context", ["zero", "dirty"])
+def test_the_images_api_looks_for_its_client_in_between(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, context: str
+) -> None:
+    """Its list of extents is whole whatever that takes, so it is given up once the client has gone."""
+    monkeypatch.setattr(images_hexz, "STEP", 1)
+    craft(tmp_path / "base.hxz", [(ZERO, 512)] * 900, 100)
+    craft(tmp_path / "child.hxz", [(PARENT, 512)] * 400 + [(ZERO, 512)] * 600, 100, ("base.hxz",))
+    catalog = Catalog(new_context(1 << 20, workers=0))
+    catalog.add("child", str(tmp_path / "child.hxz"))
+    application = ImagesApplication(Registry(catalog), CatalogApplication(catalog))
+    looks: list[int] = []
+    most = 1000
+
+    def watch() -> None:
+        if len(looks) == most:
+            raise PeerGone
+        looks.append(1)
+
+    with socket.socket() as sock:
+        receiver = Receiver(Connection(sock, None, "peer"))  # type: ignore[arg-type]
+        head = parse_head(f"GET /images/child/extents?context={context} HTTP/1.1\r\nHost: h".encode())
+        asked = HttpRequest(head, Body(receiver, Framing(0, False)), "peer", False, None, watch)
+        response = application.respond(asked)
+        assert response.status == 200 and response.done is not None
+        response.done()
+        assert len(looks) >= 10, "once a page"
+        looks.clear()
+        most = 3
+        with pytest.raises(PeerGone):
+            application.respond(asked)
+    assert catalog.remove("child"), "nothing is held any more"
+    catalog.close()

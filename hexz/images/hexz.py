@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 
 from hexz.catalog import Lease
 from hexz.images.backend import Abilities, Backend, ImageExtent, Session
-from hexz.snapshot import PARENT, ZERO, Stream
+from hexz.snapshot import PARENT, ZERO, Effort, Extent, Stream
 from hexz.snapshot.passing import read_past
 
 __all__ = ["HexzBackend", "HexzSession", "OpenStream", "dirty_extents", "zero_extents"]
@@ -18,6 +18,8 @@ LONG = 1 << 20
 PLACES = threading.BoundedSemaphore(32)
 """Readers that do so at once; 16 MiB in all."""
 NO_HASH = bytes(32)
+STEP = 65536
+"""Blocks of an index that are looked at between two extents at most: some ten milliseconds."""
 OpenStream = Callable[[], "tuple[Lease, Stream]"]
 """A lease of a snapshot and one of its streams."""
 
@@ -76,9 +78,18 @@ class HexzSession(Session):
         self._lease.release()
 
 
+def _in_steps(extents: Callable[[int, int, Effort], Iterator[Extent]], offset: int, length: int) -> Iterator[Extent]:
+    """The extents, cut where `STEP` blocks were looked at: whoever takes them gets to do something else in between."""
+    end = offset + length
+    while offset < end:
+        for extent in extents(offset, end - offset, Effort(STEP)):
+            yield extent
+            offset = extent.start + extent.length
+
+
 def zero_extents(stream: Stream, offset: int, length: int) -> Iterator[ImageExtent]:
     """The span as runs of zeros and of data, which count as dirty."""
-    for start, size, kind in stream.flat_extents(offset, length):
+    for start, size, kind in _in_steps(stream.flat_extents, offset, length):
         yield ImageExtent(start, size, kind == ZERO)
 
 
@@ -86,7 +97,7 @@ def dirty_extents(stream: Stream, offset: int, length: int) -> Iterator[ImageExt
     """The same cut where bytes surely are those of the first parent at the same place: these are clean."""
     parents = stream.snapshot.parents
     first = parents[0].streams.get(stream.name) if parents else None
-    for start, size, kind in stream.extents(offset, length):
+    for start, size, kind in _in_steps(stream.extents, offset, length):
         parts: Iterator[tuple[int, int, bool]]
         if first is None or kind not in (PARENT, ZERO):
             parts = iter([(start, size, True)])
@@ -107,7 +118,7 @@ def _still_zero(first: Stream, offset: int, length: int) -> Iterator[tuple[int, 
     """(start, length, dirty) of zeros: clean where `first` has zeros too."""
     known = max(0, min(length, first.size - offset))
     if known:
-        for start, size, kind in first.flat_extents(offset, known):
+        for start, size, kind in _in_steps(first.flat_extents, offset, known):
             yield start, size, kind != ZERO
     yield offset + known, length - known, True
 

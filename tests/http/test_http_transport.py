@@ -6,6 +6,7 @@ Sections are of RFC 9112 unless another one is named.
 from __future__ import annotations
 
 import logging
+import queue
 import socket
 import threading
 import time
@@ -23,6 +24,7 @@ from hexz.protocol.http.responses import Representation, Response, json_response
 from hexz.servers import sending
 from hexz.servers.http import receiving as http_receiving
 from hexz.servers.http.connection import Request
+from hexz.servers.watch import LOOK_S
 from tests.http.serving import Serving, request, serving
 
 GET = request("GET", "/healthz")
@@ -350,6 +352,56 @@ def test_a_client_that_never_reads_is_given_up(hasty: Serving) -> None:
         while not application.released and time.monotonic() < deadline:
             time.sleep(0.01)
         assert application.released == 1
+
+
+class Toiling:
+    """An application whose answer takes work until `enough` is set; `ends` tells how that came to its end."""
+
+    def __init__(self) -> None:
+        self.enough = threading.Event()
+        self.ends: queue.Queue[str] = queue.Queue()
+
+    def respond(self, request: Request) -> Response:
+        try:
+            while not self.enough.wait(0.001):
+                request.watch()
+        except BaseException as error:
+            self.ends.put(type(error).__name__)
+            raise
+        self.ends.put("done")
+        return json_response({})
+
+
+def test_work_for_a_client_that_has_gone_ends(caplog: pytest.LogCaptureFixture) -> None:
+    application = Toiling()
+    with serving({}, application=application) as server:
+        for _ in range(3):
+            with server.client() as client:
+                client.send(GET)
+            assert application.ends.get(timeout=30) == "PeerGone"
+        with server.client() as waiting:
+            waiting.send(GET + GET)  # what has come already is no sign that nobody waits
+            with pytest.raises(queue.Empty):
+                application.ends.get(timeout=4 * LOOK_S)
+            application.enough.set()
+            assert [waiting.receive().status for _ in range(2)] == [200, 200]
+    assert not caplog.records
+
+
+def test_stopping_lets_work_end() -> None:
+    """A stop shuts our side of the connection, which is not the client's."""
+    application = Toiling()
+    server = Serving({}, application=application)
+    with server.client() as client:
+        client.send(GET)
+        time.sleep(2 * LOOK_S)
+        stopper = threading.Thread(target=server.close, args=(30.0,))
+        stopper.start()
+        with pytest.raises(queue.Empty):
+            application.ends.get(timeout=4 * LOOK_S)
+        application.enough.set()
+        assert (client.receive().status, application.ends.get(timeout=30)) == (200, "done")
+        stopper.join()
 
 
 def test_stopping_lets_an_answer_end(snapshot_file: Path, disk: bytes) -> None:

@@ -9,6 +9,7 @@ socket.  To add one:
   `json_response` and `error_response` the rest.  `Response.length` is always known
   beforehand; HEAD and 304 are cut to their head here;
 - raise `RequestError` (a status and a line for the client) or any `HexzError` to refuse;
+- call ``request.watch()`` now and then in work that may be long;
 - read a request's body with ``request.body.read(most)``.  What is not read is read away
   or ends the connection, and a client that waits for ``100 Continue`` gets it with the
   first read;
@@ -41,6 +42,7 @@ from hexz.servers.http.crowd import LARGEST as LARGEST_OF_CROWD
 from hexz.servers.http.crowd import Crowd, Member, Told, Unsent
 from hexz.servers.http.receiving import Body, Receiver
 from hexz.servers.sending import Sender
+from hexz.servers.watch import PeerGone, PeerWatch
 
 __all__ = ["PLAIN_RULES", "Application", "Body", "HttpConnection", "Policy", "Request", "Rules"]
 
@@ -60,13 +62,17 @@ def _plain_refusal(status: int, message: str, error: RequestError | None) -> Res
 
 
 class Request(NamedTuple):
-    """What an application gets: the head, the body, and who asks (`token` is the name of the token used)."""
+    """What an application gets: the head, the body, and who asks (`token` is the name of the token used).
+
+    `watch` is for work that may take longer than a moment: called now and then, it ends it once the client has gone.
+    """
 
     head: RequestHead
     body: Body
     peer: str
     secure: bool
     token: str | None
+    watch: Callable[[], None] = lambda: None
 
 
 class Application(Protocol):
@@ -198,7 +204,8 @@ class HttpConnection:
         if response is None:
             token, response = self._policy.admit(head, self._connection.peer)
         if response is None:
-            response = self._ask(Request(head, body, self._connection.peer, self._secure, token))
+            watch = PeerWatch(self._connection)
+            response = self._ask(Request(head, body, self._connection.peer, self._secure, token, watch))
         keep_alive = head.keep_alive and not response.close
         if self._connection.draining:
             # What came along is answered too: nobody has told the client that it will not be.
@@ -313,6 +320,8 @@ class HttpConnection:
     def _ask(self, request: Request) -> Response:
         try:
             return self._application.respond(request)
+        except PeerGone as error:
+            raise ConnectionAbortedError(str(error)) from None
         except RequestError as error:
             return self._rules.refusal(error.status, str(error), error)
         except HexzError as error:

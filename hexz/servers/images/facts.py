@@ -37,7 +37,7 @@ class Extents(Resource):
         dirty = context == "dirty"
         spool = Spool()
         self.stack.callback(spool.close)
-        for part in extents_json(coalesced(session.extents(start, length, dirty)), dirty):
+        for part in extents_json(coalesced(self.watched(session.extents(start, length, dirty))), dirty):
             spool.add(part)
         validators, kept = None, VOLATILE
         if isinstance(session, HexzSession):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
 
 from hexz.images.backend import Session
 from hexz.images.hexz import HexzSession
@@ -16,6 +17,8 @@ from hexz.protocol.images import parse_query
 from hexz.servers.http.connection import Request
 
 __all__ = ["PREFIX", "Refusal", "Resource", "json_answer"]
+
+Item = TypeVar("Item")
 
 PREFIX = "images"
 OP_OF_METHOD = {"OPTIONS": INFO, "HEAD": INFO, "PUT": WRITE, "PATCH": WRITE}
@@ -73,6 +76,12 @@ class Resource:
     def query(self, *known: str) -> dict[str, str]:
         """The query's fields.  Raises: BadRequest."""
         return parse_query(self.head.query, known)
+
+    def watched(self, items: Iterable[Item]) -> Iterator[Item]:
+        """The same, as long as the client is there.  Raises: PeerGone."""
+        for item in items:
+            self.request.watch()
+            yield item
 
     def open(self, writing: bool = False, turn: bool = True) -> Session:
         """A session for as long as the response takes, when it is this request's turn.
