@@ -27,6 +27,7 @@ __all__ = [
     "ShuttingDown",
     "SnapshotError",
     "SnapshotNotFound",
+    "SnapshotTooLarge",
     "SnapshotUnreadable",
     "StorageError",
     "SystemFailure",
@@ -127,6 +128,12 @@ class NotASnapshot(SnapshotError):
 
 class CorruptSnapshot(SnapshotError):
     """The header or the index contradicts itself, or points outside the file."""
+
+
+class SnapshotTooLarge(SnapshotError):
+    """The file may be sound, but asks for more memory than it is given here."""
+
+    exit_status = 78
 
 
 class ParentMissing(SnapshotError):

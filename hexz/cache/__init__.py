@@ -1,6 +1,7 @@
 """Decompressed blocks kept in bounded memory, and the threads that decompress ahead."""
 
 from hexz.cache.blocks import EMPTY, Block, BlockCache, Loading
+from hexz.cache.budget import ByteBudget
 from hexz.cache.workers import Workers
 
-__all__ = ["EMPTY", "Block", "BlockCache", "Loading", "Workers"]
+__all__ = ["EMPTY", "Block", "BlockCache", "ByteBudget", "Loading", "Workers"]

@@ -12,11 +12,12 @@ import sys
 from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import accumulate
-from operator import add
+from itertools import accumulate, islice
+from operator import add, le, sub
 from typing import NamedTuple
 
 from hexz.format.header import HEADER_SIZE, Header
+from hexz.format.records import RECORD, RECORD_SIZE, PageRecord, PageRecords
 
 __all__ = [
     "MAX_BLOCK",
@@ -33,6 +34,7 @@ __all__ = [
     "check_disjoint",
     "check_records",
     "index_fits",
+    "index_length",
     "parse_master_index",
     "parse_page",
 ]
@@ -40,16 +42,18 @@ __all__ = [
 MAX_PAGE_ENTRIES = 4096
 MAX_BLOCK = 64 << 20
 """Largest stored block accepted, logical bytes: the released writers were tried up to here."""
+STORED_SLACK = 1040
+"""A block is stored in at most this many bytes and twice its logical ones: far more than codecs and tags add."""
 MAX_INDEX = 64 << 20
 """Largest master index accepted, bytes: 2.3 million pages."""
 MAX_U64 = (1 << 64) - 1
 PARENT_OFFSET = MAX_U64
 """Stored offset of an entry whose bytes live in a parent."""
 ENTRY_SIZES = (20, 52)
+LARGEST_PAGE = 8 + 52 * MAX_PAGE_ENTRIES
 HASH_SIZE = 32
 
 _U64 = struct.Struct("<Q")
-_RECORD = struct.Struct("<QIQQ")
 _SIZES = struct.Struct("<QQ")
 _ENTRY52 = struct.Struct("<QIII32s")
 _ALL_ONES = 0xFFFF_FFFF
@@ -60,20 +64,11 @@ class DamagedIndex(Exception):
     """The master index or a page contradicts itself; the text says how, without the file's name."""
 
 
-class PageRecord(NamedTuple):
-    """Where a page lies, and what it begins with; bytes, except the block number."""
-
-    offset: int
-    length: int
-    first_block: int
-    position: int
-
-
 class MasterIndex(NamedTuple):
     """Both streams' pages and logical sizes in bytes; `length` is the index's own size in bytes."""
 
-    main: list[PageRecord]
-    aux: list[PageRecord]
+    main: PageRecords
+    aux: PageRecords
     main_size: int
     aux_size: int
     length: int
@@ -97,27 +92,39 @@ class Entry(NamedTuple):
         return self.stored_offset == PARENT_OFFSET
 
 
+def index_length(read: Callable[[int, int], bytes], available: int) -> int:
+    """Bytes that a master index has, of `available` from its beginning to the file's end.
+
+    `read(at, length)` gives bytes of it; nothing but the two counts is asked for.
+    Raises: DamagedIndex when it lists more pages than there are bytes for, or is larger than `MAX_INDEX`.
+    """
+    length = 0
+    for _ in range(2):
+        if length + _U64.size > available:
+            raise DamagedIndex("the master index is cut off")
+        count = _U64.unpack(read(length, _U64.size))[0]
+        length += _U64.size
+        if count > (available - length) // RECORD_SIZE:
+            raise DamagedIndex(f"the master index lists {count} pages, more than the file can hold")
+        length += count * RECORD_SIZE
+        if length > MAX_INDEX:
+            raise DamagedIndex(f"the master index has {length} bytes: at most {MAX_INDEX} are accepted")
+    if length + _SIZES.size > available:
+        raise DamagedIndex("the master index is cut off")
+    return length + _SIZES.size
+
+
 def parse_master_index(data: bytes) -> MasterIndex:
     """The master index that begins at `data[0]`; what follows it is ignored.
 
     Raises: DamagedIndex when it is cut off, or its counts exceed the bytes that are there.
     """
-    position = 0
-    lists: list[list[PageRecord]] = []
-    for _ in range(2):
-        if len(data) - position < _U64.size:
-            raise DamagedIndex("the master index is cut off")
-        count = _U64.unpack_from(data, position)[0]
-        position += _U64.size
-        if count > (len(data) - position) // _RECORD.size:
-            raise DamagedIndex(f"the master index lists {count} pages, more than the file can hold")
-        end = position + count * _RECORD.size
-        lists.append([PageRecord(*fields) for fields in _RECORD.iter_unpack(data[position:end])])
-        position = end
-    if len(data) - position < _SIZES.size:
-        raise DamagedIndex("the master index is cut off")
-    main_size, aux_size = _SIZES.unpack_from(data, position)
-    return MasterIndex(lists[0], lists[1], main_size, aux_size, position + _SIZES.size)
+    length = index_length(lambda at, size: data[at : at + size], len(data))
+    view = memoryview(data)
+    middle = _U64.size + _U64.unpack_from(data)[0] * RECORD_SIZE
+    main, aux = PageRecords(view[_U64.size : middle]), PageRecords(view[middle + _U64.size : length - _SIZES.size])
+    main_size, aux_size = _SIZES.unpack_from(data, length - _SIZES.size)
+    return MasterIndex(main, aux, main_size, aux_size, length)
 
 
 def index_fits(header: Header, index: MasterIndex) -> bool:
@@ -125,40 +132,67 @@ def index_fits(header: Header, index: MasterIndex) -> bool:
     return header.has_main == bool(index.main) and header.has_aux == bool(index.aux)
 
 
-def check_records(records: Sequence[PageRecord], size: int, index_offset: int) -> None:
+def check_records(records: PageRecords, size: int, index_offset: int) -> None:
     """See that the records make sense for a stream of `size` bytes.
 
     Raises: DamagedIndex when a page lies outside the block area, has an impossible
     length, or the logical positions do not run upwards from 0 within the stream.
     """
+    if not records:
+        return
+    positions = records.positions
+    # Scans in C prove right what is right; only where they fail somebody has to be told which page it is.
+    if (
+        min(records.offsets) < HEADER_SIZE
+        or max(map(add, records.offsets, records.lengths)) > index_offset
+        or max(records.lengths) > LARGEST_PAGE
+        or not all(map(_possible_length, set(records.lengths)))
+        or not all(map(le, positions, islice(positions, 1, None)))
+        or positions[-1] > size
+        or max(records.first_blocks) > MAX_U64 - MAX_PAGE_ENTRIES
+    ):
+        _tell_record(records, size, index_offset)
+    if positions[0] != 0:
+        raise DamagedIndex("the first page does not begin at 0")
+
+
+def _possible_length(length: int) -> bool:
+    return any(not (length - 8) % size and 1 <= (length - 8) // size <= MAX_PAGE_ENTRIES for size in ENTRY_SIZES)
+
+
+def _tell_record(records: PageRecords, size: int, index_offset: int) -> None:
     last = 0
     for number, record in enumerate(records):
         if not HEADER_SIZE <= record.offset <= index_offset - record.length:
             raise DamagedIndex(f"page {number} lies outside the block area")
-        entries, rest = divmod(record.length - 8, 52)
-        if rest:
-            entries, rest = divmod(record.length - 8, 20)
-        if rest or not 1 <= entries <= MAX_PAGE_ENTRIES:
+        if not _possible_length(record.length):
             raise DamagedIndex(f"page {number} has an impossible length of {record.length} bytes")
         if record.position < last or record.position > size:
             raise DamagedIndex(f"page {number} begins at {record.position}, out of order or past the stream's end")
         if record.first_block > MAX_U64 - MAX_PAGE_ENTRIES:
             raise DamagedIndex(f"page {number} has an impossible block number")
         last = record.position
-    if records and records[0].position != 0:
-        raise DamagedIndex("the first page does not begin at 0")
 
 
-def check_disjoint(records: Iterable[PageRecord]) -> None:
+def check_disjoint(*streams: PageRecords) -> None:
     """See that no two pages share bytes, so that all pages together are no larger than the file.
 
     Raises: DamagedIndex.
     """
+    in_order = [
+        all(map(le, map(add, records.offsets, records.lengths), islice(records.offsets, 1, None)))
+        for records in streams
+        if records
+    ]
+    if in_order in ([], [True]):
+        return
     end = 0
-    for offset, length in sorted([(record.offset, record.length) for record in records]):
+    places = (offset << 32 | length for records in streams for offset, length in zip(records.offsets, records.lengths))
+    for place in sorted(places):
+        offset = place >> 32
         if offset < end:
             raise DamagedIndex(f"the index pages overlap at {offset}")
-        end = offset + length
+        end = offset + (place & _ALL_ONES)
 
 
 class Page:
@@ -321,10 +355,21 @@ def _check_large_blocks(page: Page) -> None:
             raise DamagedIndex(f"a block of {page.logical[number]} bytes: at most {MAX_BLOCK} are accepted")
 
 
+def _check_stored_lengths(page: Page) -> None:
+    for number in range(page.count):
+        if page.stored[number] > STORED_SLACK + 2 * page.logical[number]:
+            raise DamagedIndex(
+                f"block {page.first_block + number} of {page.logical[number]} bytes is stored in "
+                f"{page.stored[number]}: no codec makes so many of so few"
+            )
+
+
 def _check_places(page: Page, index_offset: int) -> None:
     # Pages are mostly all data or all zeros: scans in C prove those right, and the loop runs for the others.
     low, high, stored, crc, count = page._low, page._high, page.stored, page.crc, page.count
     zeros = stored.count(0)
+    if max(stored) > STORED_SLACK + 2 * min(page.logical) and max(map(sub, stored, page.logical)) > STORED_SLACK:
+        _check_stored_lengths(page)
     if not zeros and high.count(high[0]) == count:
         base = high[0] << 32
         if base + min(low) >= HEADER_SIZE and base + max(map(add, low, stored)) <= index_offset:
@@ -351,6 +396,6 @@ def build_master_index(main: Sequence[PageRecord], aux: Sequence[PageRecord], ma
     parts = []
     for records in (main, aux):
         parts.append(_U64.pack(len(records)))
-        parts.extend(_RECORD.pack(*record) for record in records)
+        parts.extend(RECORD.pack(*record) for record in records)
     parts.append(_SIZES.pack(main_size, aux_size))
     return b"".join(parts)

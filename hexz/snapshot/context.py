@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from hexz.cache import BlockCache, Workers
+from hexz.cache import BlockCache, ByteBudget, Workers
 from hexz.metrics import Metrics
 from hexz.snapshot.pages import PageCache
 
@@ -17,6 +17,11 @@ DEFAULT_CACHE = 256 << 20
 """Bytes of decompressed blocks kept when nothing else is asked for."""
 SMALLEST_INDEX_CACHE = 8 << 20
 LARGEST_INDEX_CACHE = 64 << 20
+SMALLEST_DECODING = 8 << 20
+LARGEST_DECODING = 256 << 20
+"""What may be decompressed at once is a quarter of the cache within these bounds, bytes; one block always may."""
+SMALLEST_RECORDS = 32 << 20
+"""What the lists of pages of all open snapshots may take however small the cache is: 900,000 pages."""
 
 
 class OpenContext(NamedTuple):
@@ -31,6 +36,7 @@ class OpenContext(NamedTuple):
     workers: Workers
     metrics: Metrics
     opened: dict[tuple[str, str], Snapshot]
+    decoding: ByteBudget
     password: bytes | None = None
     parent_dirs: tuple[str, ...] = ()
 
@@ -41,7 +47,9 @@ def new_context(
     parent_dirs: tuple[str, ...] = (),
     workers: int | None = None,
 ) -> OpenContext:
-    """Fresh caches: `cache_size` bytes of blocks, and a quarter of that for the index (8 to 64 MiB).
+    """Fresh caches: `cache_size` bytes of blocks, and a quarter of that for pages of the index (8 to 64 MiB).
+
+    The lists of pages, which stay in memory, may take as much as the blocks (at least `SMALLEST_RECORDS`).
 
     `workers` is the number of threads that decompress ahead; default one fewer than cores.
     """
@@ -50,4 +58,6 @@ def new_context(
     blocks = BlockCache(cache_size, threads.help)
     metrics = Metrics()
     metrics.cache, metrics.holdings, metrics.workers = blocks.counts, blocks.holdings, threads.count
-    return OpenContext(blocks, PageCache(index), threads, metrics, {}, password, parent_dirs)
+    pages = PageCache(index, max(cache_size, SMALLEST_RECORDS))
+    decoding = ByteBudget(min(max(cache_size // 4, SMALLEST_DECODING), LARGEST_DECODING))
+    return OpenContext(blocks, pages, threads, metrics, {}, decoding, password, parent_dirs)

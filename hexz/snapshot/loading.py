@@ -27,6 +27,8 @@ RUN_BYTES = 256 << 10
 """Logical bytes of a run that somebody waits for, unless its first block alone is larger."""
 AHEAD_RUN_BYTES = 1 << 20
 """The same for a run that nobody waits for yet."""
+SHARED_BLOCK = 1 << 20
+"""Larger blocks are found in the cache alone, never by their page: who reads little of one gets a copy of that."""
 MAX_LOOKED_AT = 4096
 """Most index entries that one read-ahead step looks at."""
 
@@ -61,6 +63,8 @@ class BlockLoader:
         self._pages = pages
         self._blocks = snapshot.context.blocks
         self._workers = snapshot.context.workers
+        self._decoding = snapshot.context.decoding
+        self._slot_limit = min(SHARED_BLOCK, self._blocks.budget)
 
     def key(self, page: LoadedPage, number: int) -> tuple[int, ...]:
         """The block's key in the cache.
@@ -91,7 +95,7 @@ class BlockLoader:
                 made = self.load_run(Run(page, number, number + 1), fresh=False)
                 block = made[0] if made else None
             if block is not None:
-                if self._blocks.find(key) is block:
+                if page.page.logical[number] <= self._slot_limit and self._blocks.find(key) is block:
                     page.slots[number] = block
                 return block
 
@@ -124,7 +128,7 @@ class BlockLoader:
                 self._snapshot.counts.heat.note(self._name, run.start, run.end)
             self._blocks.settle([claim for _, claim in duties])
         for (number, _), block in zip(duties, made):
-            if block.data is not None and len(block.data) <= self._blocks.budget:
+            if block.data is not None and len(block.data) <= self._slot_limit:
                 run.page.slots[number] = block
         return made
 
@@ -135,21 +139,24 @@ class BlockLoader:
     def decoded(self, page: Page, numbers: Sequence[int]) -> Iterator[bytes]:
         """The bytes of these blocks of a page, which are stored one behind the other but for gaps; not from the cache.
 
+        Waits while other threads decompress as many bytes as all may at once.
         Raises: BlockError, StorageError.
         """
         first, last = numbers[0], numbers[-1]
         base = page.stored_offset(first)
-        stored = memoryview(self._snapshot.storage.read(base, page.stored_offset(last) + page.stored[last] - base))
-        decode = self._snapshot.decode
-        for number in numbers:
-            at = page.stored_offset(number) - base
-            raw = stored[at : at + page.stored[number]]
-            try:
-                yield decode(raw, page.logical[number], page.crc[number], page.first_block + number)
-            except BlockDamage as damage:
-                raise BlockError(
-                    self._snapshot.path, self._name, page.block_start(number), base + at, str(damage)
-                ) from None
+        length = page.stored_offset(last) + page.stored[last] - base
+        with self._decoding.taken(2 * length + sum(map(page.logical.__getitem__, numbers))):
+            stored = memoryview(self._snapshot.storage.read(base, length))
+            decode = self._snapshot.decode
+            for number in numbers:
+                at = page.stored_offset(number) - base
+                raw = stored[at : at + page.stored[number]]
+                try:
+                    yield decode(raw, page.logical[number], page.crc[number], page.first_block + number)
+                except BlockDamage as damage:
+                    raise BlockError(
+                        self._snapshot.path, self._name, page.block_start(number), base + at, str(damage)
+                    ) from None
 
     def missing(self, offset: int, end: int) -> list[Run]:
         """The runs of stored blocks of a span that are not in the cache."""
@@ -159,6 +166,7 @@ class BlockLoader:
         for page, number in blocks:
             if (
                 page.page.stored[number]
+                and page.page.logical[number] <= self._blocks.budget  # else it would be gone before it is used
                 and page.slots[number].data is None
                 and self._blocks.find(self.key(page, number)) is None
             ):

@@ -18,6 +18,7 @@ from hexz.errors import (
     ParentMissing,
     PasswordNeeded,
     SnapshotNotFound,
+    SnapshotTooLarge,
     SnapshotUnreadable,
     WrongPassword,
 )
@@ -25,20 +26,23 @@ from hexz.format.codec import BlockDamage, Codec
 from hexz.format.crypto import BlockCipher, CryptographyNeeded, TagMismatch, derive_key
 from hexz.format.header import HEADER_SIZE, Compression, Header, HeaderError, Variant, header_candidates
 from hexz.format.index import (
-    MAX_INDEX,
     DamagedIndex,
     MasterIndex,
     check_disjoint,
     check_records,
     index_fits,
+    index_length,
     parse_master_index,
     parse_page,
 )
 from hexz.format.metadata import MAX_METADATA
+from hexz.format.records import RECORD_SIZE
 from hexz.installation import how_to_get
 from hexz.snapshot.context import OpenContext
+from hexz.snapshot.pages import RECORD_COST, PageCache
 from hexz.snapshot.snapshot import Parts, Snapshot
 from hexz.storage import LocalFile, Storage
+from hexz.units import format_size
 
 __all__ = ["MAX_ANCESTORS", "MAX_CHAIN", "open_snapshot"]
 
@@ -47,6 +51,8 @@ MAX_CHAIN = 64
 MAX_ANCESTORS = 256
 """Most ancestors of one snapshot in all."""
 TOO_MANY = f"too many parents: at most {MAX_CHAIN} deep and {MAX_ANCESTORS} in all"
+INDEX_READ = 64 << 10
+"""Bytes read where the master index begins; it is rarely longer (2,300 pages, some 600 GiB in blocks of 64 KiB)."""
 MAX_PAGES_PROBED = 4
 """Index pages looked at to find the first encrypted block when the password is tried."""
 
@@ -77,7 +83,7 @@ def _open(path: str, context: OpenContext, family: _Family) -> Snapshot:
         return shared
     parents: list[Snapshot] = []
     try:
-        header, index = _read_structure(storage)
+        header, index = _read_structure(storage, context.pages)
         line = (*family.line, storage.identity)
         if storage.identity in family.line:
             raise CorruptSnapshot(path, "is its own ancestor: the parents form a circle")
@@ -101,7 +107,12 @@ def _open(path: str, context: OpenContext, family: _Family) -> Snapshot:
         )
         snapshot = Snapshot(parts, context)
         if cipher is not None:
-            _try_password(snapshot)
+            try:
+                _try_password(snapshot)
+            except BaseException:
+                for stream in snapshot.streams.values():
+                    stream.pages.forget()
+                raise
         context.opened[snapshot.key] = snapshot
         return snapshot
     except BaseException:
@@ -118,7 +129,7 @@ def _check_family(path: str, parents: Sequence[Snapshot]) -> None:
         raise CorruptSnapshot(path, TOO_MANY)
 
 
-def _read_structure(storage: Storage) -> tuple[Header, MasterIndex]:
+def _read_structure(storage: Storage, pages: PageCache) -> tuple[Header, MasterIndex]:
     """The header and the index that agree with each other (format.md section 3)."""
     name = storage.name
     try:
@@ -127,9 +138,8 @@ def _read_structure(storage: Storage) -> tuple[Header, MasterIndex]:
         raise NotASnapshot(name, str(error)) from None
     reason = "the index does not fit the header"
     for header in candidates:
-        available = storage.size - header.index_offset
         try:
-            index = parse_master_index(storage.read(header.index_offset, min(available, MAX_INDEX)))
+            index = parse_master_index(_read_index(storage, header.index_offset, pages))
         except DamagedIndex as error:
             reason = str(error)
             continue
@@ -139,9 +149,29 @@ def _read_structure(storage: Storage) -> tuple[Header, MasterIndex]:
     raise CorruptSnapshot(name, reason)
 
 
+def _read_index(storage: Storage, offset: int, pages: PageCache) -> bytes:
+    """The master index at `offset`, read whole once its counts are known to be possible, and to have room in memory.
+
+    Raises: DamagedIndex, SnapshotTooLarge, StorageError.
+    """
+    available = storage.size - offset
+    head = storage.read(offset, min(available, INDEX_READ))
+
+    def read(at: int, length: int) -> bytes:
+        return head[at : at + length] if at + length <= len(head) else storage.read(offset + at, length)
+
+    length = index_length(read, available)
+    if not pages.has_room(length // RECORD_SIZE):
+        needed = format_size(length // RECORD_SIZE * RECORD_COST)
+        raise SnapshotTooLarge(
+            storage.name, f"its index needs {needed} of memory, more than is left for it: give a larger --cache-size"
+        )
+    return head[:length] if length <= len(head) else storage.read(offset, length)
+
+
 def _check_index(storage: Storage, header: Header, index: MasterIndex) -> None:
     try:
-        check_disjoint([*index.main, *index.aux])
+        check_disjoint(index.main, index.aux)
         for records, size in ((index.main, index.main_size), (index.aux, index.aux_size)):
             check_records(records, size, header.index_offset)
             if records and records[-1].position == size:

@@ -9,12 +9,17 @@ from collections.abc import Callable, Iterator, Sequence
 
 from hexz.cache import EMPTY, Block
 from hexz.errors import CorruptSnapshot
-from hexz.format.index import DamagedIndex, Page, PageRecord, parse_page
+from hexz.format.index import DamagedIndex, Page, parse_page
+from hexz.format.records import RECORD_SIZE, PageRecords
 from hexz.storage import Storage
 
 __all__ = ["LoadedPage", "PageCache", "PageTable"]
 
 SLOT_COST = 8
+RECORD_COST = RECORD_SIZE + 8
+"""Bytes of memory that each page of an open snapshot takes, loaded or not: its record, and its place in the table."""
+LISTED_PAGES = 16384
+"""Up to so many pages a stream's positions are kept as a list too, in which a position is found a little faster."""
 
 
 class LoadedPage:
@@ -42,8 +47,14 @@ class LoadedPage:
 class PageCache:
     """Loaded pages of all streams, `budget` bytes at most, evicted by the clock algorithm."""
 
-    def __init__(self, budget: int) -> None:
+    def __init__(self, budget: int, records: int | None = None) -> None:
+        """`records` is what the lists of pages of all open snapshots may take, bytes; by default `budget` too.
+
+        What they take is no longer there for loaded pages, of which a quarter of `budget` is always left.
+        """
         self.budget = budget
+        self._most_records = budget if records is None else records
+        self._records = 0
         self._lock = threading.Lock()  # guards everything below
         self._hand: deque[LoadedPage] = deque()
         self.held = 0
@@ -54,7 +65,8 @@ class PageCache:
             page.home[page.number] = page
             self._hand.append(page)
             self.held += page.cost
-            while self.held > self.budget and len(self._hand) > 1:
+            room = max(self.budget - self._records, self.budget // 4)
+            while self.held > room and len(self._hand) > 1:
                 old = self._hand.popleft()
                 if old.used:
                     old.used = False
@@ -63,6 +75,15 @@ class PageCache:
                 if old.home[old.number] is old:
                     old.home[old.number] = None
                 self.held -= old.cost
+
+    def has_room(self, pages: int) -> bool:
+        """Whether a snapshot with so many pages may be opened."""
+        return self._records + pages * RECORD_COST <= self._most_records
+
+    def hold_records(self, pages: int) -> None:
+        """A snapshot lists so many pages more; fewer, if negative."""
+        with self._lock:
+            self._records += pages * RECORD_COST
 
     def forget(self, home: list[LoadedPage | None]) -> None:
         """Drop every page of one stream's table."""
@@ -79,7 +100,7 @@ class PageTable:
     def __init__(
         self,
         storage: Storage,
-        records: Sequence[PageRecord],
+        records: PageRecords,
         size: int,
         index_offset: int,
         cache: PageCache,
@@ -87,13 +108,16 @@ class PageTable:
     ) -> None:
         """`zeros_from` says whether the stream, whose last block ends at a position, has only zeros from there on."""
         self.records = records
-        self.starts = [record.position for record in records]
+        positions = records.positions
+        self.starts: Sequence[int] = positions.tolist() if len(positions) <= LISTED_PAGES else positions
         self.loaded: list[LoadedPage | None] = [None] * len(records)
         self._storage = storage
         self._size = size
         self._index_offset = index_offset
         self._cache = cache
         self._zeros_from = zeros_from
+        self._held = len(records)
+        cache.hold_records(self._held)
 
     def number_at(self, position: int) -> int:
         """The number of the page that covers `position`, which lies in the stream."""
@@ -136,3 +160,5 @@ class PageTable:
     def forget(self) -> None:
         """Drop the loaded pages, as when the snapshot is closed."""
         self._cache.forget(self.loaded)
+        self._cache.hold_records(-self._held)
+        self._held = 0

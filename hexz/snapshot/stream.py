@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from hexz.cache import Block
-from hexz.format.index import MasterIndex, PageRecord
+from hexz.format.index import MasterIndex
 from hexz.metrics.waiting import waited
 from hexz.snapshot import extents as extent_lists
 from hexz.snapshot.extents import Effort, Extent
-from hexz.snapshot.loading import BlockLoader
+from hexz.snapshot.loading import SHARED_BLOCK, BlockLoader
 from hexz.snapshot.pages import LoadedPage, PageTable
 from hexz.snapshot.readahead import ReadAhead
 
@@ -30,6 +30,8 @@ SMALLEST_IO = 512
 LARGEST_PREFERRED = 1 << 20
 PIECE = 1 << 20
 """A long read is put together in pieces of this many bytes."""
+COPIED_PART = 4
+"""Of blocks too large to be shared, parts smaller than one of so many are copied."""
 MAX_SOURCES = 65536
 """Blocks found in parents by their content whose place is remembered; beyond it all are forgotten."""
 
@@ -38,7 +40,7 @@ class Stream:
     """One byte stream of an open snapshot.  Every method may be called from any thread."""
 
     def __init__(self, snapshot: Snapshot, name: str, index: MasterIndex) -> None:
-        records: list[PageRecord] = index.main if name == "disk" else index.aux
+        records = index.main if name == "disk" else index.aux
         self.snapshot = snapshot
         self.name = name
         self.size = index.main_size if name == "disk" else index.aux_size
@@ -188,7 +190,9 @@ class Stream:
         if data is not None:
             if block.fresh:
                 block.touch()
-            return [data[skip : skip + length]]
+            part = data[skip : skip + length]
+            # A view keeps the whole block in memory for as long as a slow client takes for it.
+            return [memoryview(bytes(part))] if len(data) > max(SHARED_BLOCK, COPIED_PART * length) else [part]
         if page.page.in_parent(number):
             return self._from_parent(page, number, skip, length, wait)
         if page.page.logical[number] <= len(ZEROS):

@@ -1,0 +1,275 @@
+"""Whatever a file says of itself, a daemon that serves it stays small: every such file, asked for over every route."""
+
+from __future__ import annotations
+
+import re
+import struct
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import requests
+import zstandard
+
+from hexz.cache import ByteBudget
+from hexz.errors import CorruptSnapshot, SnapshotTooLarge
+from hexz.format.index import build_master_index, check_disjoint, check_records, parse_master_index
+from hexz.format.records import PageRecord
+from hexz.protocol.nbd import constants as c
+from hexz.snapshot import new_context, open_snapshot
+from hexz.snapshot.loading import SHARED_BLOCK
+from hexz.snapshot.pages import RECORD_COST
+from tests.bounds import little_memory
+from tests.crafted import Craft
+from tests.nbd.wire import Client
+from tests.peers import Server
+
+CACHE = 16 << 20
+MOST = 300 << 20
+"""Peak of the whole daemon, bytes: itself, its cache, and a few of the largest blocks on their way out."""
+CLIENTS = 6
+LARGEST_BLOCK = 64 << 20
+
+
+def long_stored(folder: Path) -> Path:
+    """Blocks of 4 KiB that are said to be stored in 1.5 GiB, of a file that is mostly a hole."""
+    craft = Craft()
+    stored = 3 << 29
+    for crc in range(3):
+        craft.entry(4096 + 8192, stored, 4096, crc)
+    craft.page()
+    craft.index_offset = 4096 + 8192 + stored
+    whole = craft.finish()
+    index = whole[4096 + len(craft.body) :]
+    path = folder / "t.hxz"
+    with path.open("wb") as file:
+        file.write(whole[: 4096 + len(craft.body)])
+        file.seek(craft.index_offset)
+        file.write(index)
+    return path
+
+
+def largest_blocks(folder: Path) -> Path:
+    """A dozen blocks of 64 MiB in a few MiB."""
+    craft = Craft()
+    for letter in range(12):
+        craft.data(bytes([letter + 1]) * LARGEST_BLOCK)
+    craft.page()
+    return craft.write(folder / "t.hxz")
+
+
+def widest_windows(folder: Path) -> Path:
+    """Frames that ask their reader to keep 128 MiB at hand."""
+    craft = Craft(compression="zstd")
+    parameters = zstandard.ZstdCompressionParameters(window_log=27, write_content_size=False)
+    for letter in range(12):
+        chunk = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+        craft.raw(chunk.compress(bytes([letter + 1]) * 65536) + chunk.flush(), 65536)
+    craft.page()
+    return craft.write(folder / "t.hxz")
+
+
+def many_pages(folder: Path, pages: int = 2_300_000) -> Path:
+    """An index of 64 MiB: as many pages as one may list."""
+    path = folder / "t.hxz"
+    craft = Craft("A20")
+    craft.flags = (1, 0, 0)
+    index_offset = 4096 + pages * 28
+    record = struct.Struct("<QIQQ")
+    with path.open("wb") as file:
+        file.write(craft.header(index_offset, 0))
+        file.seek(index_offset)
+        file.write(struct.pack("<Q", pages))
+        for first in range(0, pages, 10_000):
+            numbers = range(first, min(first + 10_000, pages))
+            file.write(b"".join(record.pack(4096 + 28 * n, 28, n, n * 4096) for n in numbers))
+        file.write(struct.pack("<QQQ", 0, pages * 4096, 0))
+    return path
+
+
+def endless_zeros(folder: Path) -> Path:
+    """Streams of 2^63 bytes in a page of 4 GiB blocks, and in none."""
+    craft = Craft()
+    for _ in range(4096):
+        craft.zero(0xFFFF_FFFF)
+    craft.page()
+    craft.sizes["aux"] = 1 << 63
+    return craft.write(folder / "t.hxz")
+
+
+FILES: dict[str, Callable[[Path], Path]] = {
+    "long stored blocks": long_stored,
+    "largest blocks": largest_blocks,
+    "widest windows": widest_windows,
+    "many pages": many_pages,
+    "endless zeros": endless_zeros,
+}
+
+
+def s3_of(server: Server) -> str:
+    return server.urls["s3"].rstrip("/").replace("s3:", "http:")
+
+
+def ask_http(server: Server) -> None:
+    """Every route of HTTP, and a few bytes from different places at once."""
+    for route in ("", "info", "extents", "snapshots", "snapshots/t/files/", "metrics"):
+        requests.get(f"{server.http}/{route}", timeout=60)
+    for route in ("t.hxz", "memory", "images/t"):
+        requests.get(f"{server.http}/{route}", headers={"Range": "bytes=0-9"}, timeout=60)
+    requests.get(f"{server.http}/images/t/extents", timeout=60, stream=True).close()
+
+    def some(number: int) -> None:
+        start = number * LARGEST_BLOCK
+        for url in (f"{server.http}/disk", f"{s3_of(server)}/t/disk"):
+            requests.get(url, headers={"Range": f"bytes={start}-{start}"}, timeout=60)
+
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        list(pool.map(some, range(CLIENTS)))
+
+
+def ask_s3(server: Server) -> None:
+    base = s3_of(server)
+    for route in ("", "t?list-type=2", "t?list-type=2&prefix=files/", "t/t.hxz", "t/files/a"):
+        requests.get(f"{base}/{route}", headers={"Range": "bytes=0-9"}, timeout=60)
+
+
+def ask_nbd(server: Server) -> None:
+    """Reads from different places over several connections, none of which takes its replies at first."""
+    clients = [Client(("127.0.0.1", server.nbd_port)) for _ in range(CLIENTS)]
+    for number, client in enumerate(clients):
+        client.negotiate("structured")
+        client.set_contexts("", "base:allocation")
+        client.go()
+        client.send(client.pack(c.CMD_READ, number * LARGEST_BLOCK, 512))
+        client.send(client.pack(c.CMD_BLOCK_STATUS, 0, 1 << 20))
+    for client in clients:
+        client.take(1)
+        client.sock.close()
+
+
+@pytest.mark.parametrize("what", FILES)
+def test_a_daemon_that_serves_it_stays_small(tmp_path: Path, what: str) -> None:
+    path = FILES[what](tmp_path)
+    try:
+        server = Server("--http-port", 0, "--nbd-port", 0, "--s3-port", 0, "--cache-size", CACHE, path)
+    except AssertionError as error:
+        assert "did not start" in str(error) and "Traceback" not in str(error)
+        assert re.search(r"hexz-serve: .*t\.hxz: ", str(error))
+        return
+    with server:
+        ask_http(server)
+        ask_s3(server)
+        ask_nbd(server)
+        status = Path(f"/proc/{server.process.pid}/status").read_text()
+        peak = re.search(r"VmHWM:\s+(\d+) kB", status)
+        assert peak is not None
+        assert int(peak[1]) << 10 < MOST
+
+
+@pytest.mark.parametrize("logical, extra, right", [(4096, 1040, True), (4096, 1041, False), (0, 1040, True)])
+def test_stored_bytes_are_about_as_many_as_they_hold(tmp_path: Path, logical: int, extra: int, right: bool) -> None:
+    craft = Craft()
+    craft.data(b"x" * 4096)
+    craft.raw(bytes(2 * logical + extra), logical)
+    craft.data(b"y" * 1000)
+    craft.page()
+    path = craft.write(tmp_path / "t.hxz")
+    with open_snapshot(str(path), new_context(1 << 20)) as snapshot:
+        disk = snapshot.streams["disk"]
+        if right:
+            assert b"".join(disk.read(0, 4096)) == b"x" * 4096
+        else:
+            with pytest.raises(CorruptSnapshot, match="no codec"):
+                disk.read(0, 4096)
+
+
+def test_an_index_takes_the_bytes_of_its_file_and_no_more(tmp_path: Path) -> None:
+    path = many_pages(tmp_path, 200_000)
+    context = new_context(32 << 20)
+    with little_memory(), open_snapshot(str(path), context) as snapshot:
+        records = snapshot.streams["disk"].pages.records
+        assert len(records) == 200_000
+        assert records[199_999] == (4096 + 28 * 199_999, 28, 199_999, 199_999 * 4096)
+        assert not context.pages.has_room((32 << 20) // RECORD_COST - 199_999)
+        assert context.pages.has_room((32 << 20) // RECORD_COST - 200_000)
+        assert snapshot.streams["disk"].pages.number_at(150_000 * 4096 + 5) == 150_000
+    assert context.pages.has_room((32 << 20) // RECORD_COST)
+
+
+def test_all_open_snapshots_together_have_room_for_their_indexes_or_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    context = new_context(1 << 20)
+    first, second = many_pages(tmp_path / "a", 500_000), many_pages(tmp_path / "b", 500_000)
+    with little_memory(), open_snapshot(str(first), context):
+        with pytest.raises(SnapshotTooLarge, match="--cache-size"):
+            open_snapshot(str(second), context)
+    with little_memory(), open_snapshot(str(second), context) as snapshot:
+        assert snapshot.streams["disk"].size == 500_000 * 4096
+
+
+def test_records_are_what_they_were_and_are_checked_in_any_order() -> None:
+    main = [PageRecord(1 << 40 | 5000 + 28 * n, 28, n, n * 10) for n in range(70_000)]
+    aux = [PageRecord((1 << 63) + 1, 60, (1 << 64) - 5000, 0), PageRecord(4096, 88, 1 << 33, 100)]
+    data = build_master_index(main, aux, 700_000, 200)
+    index = parse_master_index(data + b"what follows")
+    assert [*index.main] == main and [*index.aux] == aux
+    assert (index.main_size, index.aux_size, index.length) == (700_000, 200, len(data))
+    check_records(index.main, 700_000, 1 << 41)
+    check_records(index.aux, 200, 1 << 64)
+    check_disjoint(index.main, index.aux)
+
+
+def test_bytes_in_use_are_bounded_and_whoever_came_first_goes_first() -> None:
+    budget = ByteBudget(100)
+    order: list[str] = []
+    inside = threading.Event()
+
+    def work(name: str, size: int) -> None:
+        with budget.taken(size):
+            order.append(name)
+
+    def hold() -> None:
+        with budget.taken(250):  # more than all: one alone may
+            inside.set()
+            until(lambda: len(budget._waiting) == 3)
+            order.append("large")
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    assert inside.wait(30)
+    others = []
+    for number, (name, size) in enumerate([("a", 90), ("b", 200), ("c", 1)]):
+        others.append(threading.Thread(target=work, args=(name, size)))
+        others[-1].start()
+        until(lambda most=number: len(budget._waiting) > most or order)  # type: ignore[misc]
+    for thread in [holder, *others]:
+        thread.join(30)
+    assert order == ["large", "a", "b", "c"]
+    with budget.taken(60), budget.taken(40):
+        pass
+
+
+def until(true: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 30
+    while not true() and time.monotonic() < deadline:
+        time.sleep(0.001)
+
+
+def test_who_reads_little_of_a_large_block_does_not_keep_the_block(tmp_path: Path) -> None:
+    craft = Craft()
+    craft.data(bytes(range(256)) * (3 * SHARED_BLOCK // 256))
+    craft.data(b"z" * 1000)
+    craft.page()
+    path = craft.write(tmp_path / "t.hxz")
+    with open_snapshot(str(path), new_context(64 << 20)) as snapshot:
+        disk = snapshot.streams["disk"]
+        for read in (disk.read, disk.read_cached):
+            views = read(300, 500) or []
+            assert b"".join(views) == (bytes(range(256)) * 4)[300:800]
+            assert all(len(view.obj) <= SHARED_BLOCK for view in views)  # type: ignore[arg-type]
+            views = read(0, 3 * SHARED_BLOCK) or []
+            assert sum(map(len, views)) == 3 * SHARED_BLOCK
