@@ -17,7 +17,8 @@ from hexz.daemon.lifecycle import Lifecycle, MakeListener
 from hexz.daemon.running import Running
 from hexz.daemon.systemd import Notifier, credential
 from hexz.errors import ConfigError, HexzError
-from hexz.secrets import read_password
+from hexz.sealed import SealPolicy
+from hexz.secrets import read_password, read_seal_key
 from hexz.servers.addresses import UnixAddress, open_socket
 from hexz.servers.base import Listener, Service
 from hexz.servers.front import Front
@@ -41,7 +42,9 @@ def open_catalog(settings: Settings) -> Catalog:
     """
     options = settings.options
     password = read_password(options.password_file or credential("password"))
-    context = new_context(options.cache_size, password, tuple(map(os.path.abspath, options.parent_dir)))
+    seals = SealPolicy(read_seal_key(options.seal_key_file or credential("seal-key")), options.require_seal)
+    folders = tuple(map(os.path.abspath, options.parent_dir))
+    context = new_context(options.cache_size, password, folders, seals=seals)
     catalog = Catalog(context)
     for name, path in () if options.upgrade else find_sources(settings.snapshots):
         catalog.add(name, path)

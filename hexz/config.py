@@ -166,6 +166,12 @@ def _reading(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("--password-file", metavar="FILE", help="password of encrypted snapshots")
     group.add_argument(
+        "--require-seal",
+        action="store_true",
+        help="serve no snapshot without a seal (FILE.sum) beside it and its parents; with --seal-key-file a keyed one",
+    )
+    group.add_argument("--seal-key-file", metavar="FILE", help="key that keyed seals are checked with")
+    group.add_argument(
         "--parent-dir",
         action="append",
         default=[],

@@ -24,6 +24,10 @@ __all__ = [
     "PackageMissing",
     "ParentMissing",
     "PasswordNeeded",
+    "SealDamaged",
+    "SealKeyNeeded",
+    "SealMismatch",
+    "SealMissing",
     "ShuttingDown",
     "SnapshotError",
     "SnapshotNotFound",
@@ -160,6 +164,22 @@ class CryptographyMissing(SnapshotError):
     exit_status = 78
 
 
+class SealDamaged(SnapshotError):
+    """The seal beside a snapshot is damaged, of another file, or of what the file was before."""
+
+
+class SealMissing(SnapshotError):
+    """A snapshot without a seal where one is demanded."""
+
+    exit_status = 66
+
+
+class SealKeyNeeded(SnapshotError):
+    """A keyed seal and no key, or a plain one where only keyed ones count."""
+
+    exit_status = 77
+
+
 class BlockError(HexzError):
     """One block that cannot be served: CRC, length, tag or codec.  Other blocks go on."""
 
@@ -183,6 +203,12 @@ class StorageError(HexzError):
         self.offset = offset
         self.length = length
         self.reason = reason
+
+
+class SealMismatch(StorageError):
+    """Bytes of a snapshot, or of its seal, are not those that were sealed.  Others go on."""
+
+    exit_status = 65
 
 
 class NoSuchSnapshot(HexzError):

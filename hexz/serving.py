@@ -107,5 +107,7 @@ def _print_check(catalog: Catalog) -> int:
         with catalog.lease(name) as snapshot:
             streams = ", ".join(f"{stream.name} {format_size(stream.size)}" for stream in snapshot.streams.values())
             mark = " (default)" if name == catalog.default else ""
-            print(f"{name}{mark}: {snapshot.path}: {snapshot.layout}, {streams or 'no streams'}")
+            seal = snapshot.storage.seal
+            sealed = f", sealed ({seal.kind})" if seal is not None else ""
+            print(f"{name}{mark}: {snapshot.path}: {snapshot.layout}, {streams or 'no streams'}{sealed}")
     return 0

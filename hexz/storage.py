@@ -11,15 +11,23 @@ import os
 import stat
 import threading
 import time
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from hexz.errors import SnapshotNotFound, SnapshotUnreadable, StorageError, SystemFailure
 from hexz.metrics.files import ReadCounts
 
-__all__ = ["LocalFile", "Storage"]
+__all__ = ["LocalFile", "SealFacts", "Storage"]
 
 NO_FILE = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENXIO, errno.ENODEV)
 """What opening says of names that cannot be a regular file's: too long, links in a circle, sockets, dead devices."""
+
+
+class SealFacts(NamedTuple):
+    """The seal that a file is read through: ``plain`` or ``keyed``, bytes of a leaf, and the root hash in hex."""
+
+    kind: str
+    leaf_size: int
+    root: str
 
 
 class Storage(Protocol):
@@ -30,6 +38,7 @@ class Storage(Protocol):
     modified_ns: int
     identity: str
     reads: ReadCounts
+    seal: SealFacts | None
 
     def read(self, offset: int, length: int) -> bytes:
         """Exactly `length` bytes at `offset`, or StorageError."""
@@ -44,6 +53,8 @@ class LocalFile:
     `identity` tells the file from every other one on this machine, also after it
     was replaced under the same name.
     """
+
+    seal: SealFacts | None = None
 
     def __init__(self, path: str) -> None:
         """Open `path`.
@@ -105,6 +116,11 @@ class LocalFile:
             if last:
                 os.close(self._fd)
         return data
+
+    def count_failure(self) -> None:
+        """Count a read that went well, whose bytes turned out to be wrong."""
+        with self._lock:
+            self.reads.fail()
 
     def _read_rest(self, data: bytes, offset: int, length: int) -> bytes:
         parts = [data]

@@ -18,6 +18,7 @@ FLOORS = [
     ("hexz.metrics",),
     ("hexz.format",),
     ("hexz.storage",),
+    ("hexz.sealed",),
     ("hexz.cache",),
     ("hexz.snapshot",),
     ("hexz.catalog", "hexz.sources", "hexz.secrets"),

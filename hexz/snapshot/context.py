@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from hexz.cache import BlockCache, ByteBudget, Workers
 from hexz.metrics import Metrics
+from hexz.sealed import NO_POLICY, SealCache, SealPolicy
 from hexz.snapshot.pages import PageCache
 
 if TYPE_CHECKING:
@@ -37,8 +38,10 @@ class OpenContext(NamedTuple):
     metrics: Metrics
     opened: dict[tuple[str, str], Snapshot]
     decoding: ByteBudget
+    sealed_pieces: SealCache
     password: bytes | None = None
     parent_dirs: tuple[str, ...] = ()
+    seals: SealPolicy = NO_POLICY
 
 
 def new_context(
@@ -46,12 +49,14 @@ def new_context(
     password: bytes | None = None,
     parent_dirs: tuple[str, ...] = (),
     workers: int | None = None,
+    seals: SealPolicy = NO_POLICY,
 ) -> OpenContext:
     """Fresh caches: `cache_size` bytes of blocks, and a quarter of that for pages of the index (8 to 64 MiB).
 
     The lists of pages, which stay in memory, may take as much as the blocks (at least `SMALLEST_RECORDS`).
 
-    `workers` is the number of threads that decompress ahead; default one fewer than cores.
+    `workers` is the number of threads that decompress ahead; default one fewer than cores.  `seals` says which
+    seals are wanted beside snapshots and their parents.
     """
     index = min(max(cache_size // 4, SMALLEST_INDEX_CACHE), LARGEST_INDEX_CACHE)
     threads = Workers(workers)
@@ -60,4 +65,4 @@ def new_context(
     metrics.cache, metrics.holdings, metrics.workers = blocks.counts, blocks.holdings, threads.count
     pages = PageCache(index, max(cache_size, SMALLEST_RECORDS))
     decoding = ByteBudget(min(max(cache_size // 4, SMALLEST_DECODING), LARGEST_DECODING))
-    return OpenContext(blocks, pages, threads, metrics, {}, decoding, password, parent_dirs)
+    return OpenContext(blocks, pages, threads, metrics, {}, decoding, SealCache(), password, parent_dirs, seals)

@@ -17,6 +17,7 @@ from hexz.errors import (
     NotASnapshot,
     ParentMissing,
     PasswordNeeded,
+    SealMismatch,
     SnapshotNotFound,
     SnapshotTooLarge,
     SnapshotUnreadable,
@@ -38,10 +39,11 @@ from hexz.format.index import (
 from hexz.format.metadata import MAX_METADATA
 from hexz.format.records import RECORD_SIZE
 from hexz.installation import how_to_get
+from hexz.sealed import open_storage
 from hexz.snapshot.context import OpenContext
 from hexz.snapshot.pages import RECORD_COST, PageCache
 from hexz.snapshot.snapshot import Parts, Snapshot
-from hexz.storage import LocalFile, Storage
+from hexz.storage import Storage
 from hexz.units import format_size
 
 __all__ = ["MAX_ANCESTORS", "MAX_CHAIN", "open_snapshot"]
@@ -74,7 +76,7 @@ def open_snapshot(path: str, context: OpenContext) -> Snapshot:
 
 def _open(path: str, context: OpenContext, family: _Family) -> Snapshot:
     try:
-        storage = LocalFile(os.path.realpath(path))
+        storage = open_storage(os.path.realpath(path), context.seals, context.sealed_pieces)
     except ValueError:
         raise SnapshotNotFound(repr(path), "not a possible file name") from None
     shared = context.opened.get((storage.name, storage.identity))
@@ -250,7 +252,7 @@ def _try_password(snapshot: Snapshot) -> None:
                         snapshot.decode(stored, page.logical[entry], page.crc[entry], page.first_block + entry)
                     except TagMismatch:
                         raise WrongPassword(snapshot.path, "wrong password") from None
-                    except BlockDamage:
+                    except (BlockDamage, SealMismatch):
                         # Damage is not the password's fault; the block's readers will be told.
                         return
                     return

@@ -197,6 +197,7 @@ class Snapshot:
             "dictionary": header.dictionary.length if header.dictionary else None,
             "encrypted": self.encrypted,
             "signed": header.signature is not None,
+            "sealed": self.storage.seal.kind if self.storage.seal is not None else "none",
             "streams": {
                 name: {"size": stream.size, "pages": len(stream.pages.records), "etag": stream.etag}
                 for name, stream in self.streams.items()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import BinaryIO
 
 from hexz.errors import NoSuchSnapshot, SystemFailure, UsageError
+from hexz.sealed import NO_POLICY, SealPolicy
 from hexz.snapshot import Snapshot, Stream, new_context, open_snapshot
 
 __all__ = ["cat", "stream_of"]
@@ -29,13 +30,14 @@ def cat(
     length: int | None = None,
     password: bytes | None = None,
     parent_dirs: tuple[str, ...] = (),
+    seals: SealPolicy = NO_POLICY,
 ) -> int:
     """Write up to `length` bytes from `offset` on (default all) to `out`; how many that were.
 
     Raises: UsageError for an offset past the end; NoSuchSnapshot; SystemFailure; BrokenPipeError; what opening and
         reading raise.
     """
-    with open_snapshot(path, new_context(CACHE, password, parent_dirs)) as snapshot:
+    with open_snapshot(path, new_context(CACHE, password, parent_dirs, seals=seals)) as snapshot:
         stream = stream_of(snapshot, name)
         if offset > stream.size:
             raise UsageError(f"offset {offset} is past the end: the {name} stream has {stream.size} bytes")

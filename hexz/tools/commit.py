@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from hexz.errors import SnapshotNotFound, UsageError
 from hexz.format.codec import Encoder, crc32
@@ -12,10 +12,12 @@ from hexz.format.header import Compression, HeaderError
 from hexz.format.writer import SnapshotWriter
 from hexz.images.recovery import JOURNAL_SUFFIX, read_journal
 from hexz.images.store import OverlayStore
+from hexz.sealed import NO_POLICY, SealPolicy
 from hexz.snapshot import Snapshot, Stream, new_context, open_snapshot
-from hexz.tools.output import check_output, whole_file
+from hexz.tools.output import check_output
 from hexz.tools.pack import stored_path
 from hexz.tools.progress import Progress
+from hexz.tools.seal import sealed_file
 
 __all__ = ["Committed", "commit"]
 
@@ -40,11 +42,13 @@ def commit(
     level: int | None = None,
     password: bytes | None = None,
     parent_dirs: tuple[str, ...] = (),
+    seal: bool = False,
+    seals: SealPolicy = NO_POLICY,
 ) -> Committed:
     """Write the thin snapshot `out` of the overlay, which no server may have open; the overlay stays as it is.
 
-    `parent` is where the snapshot below is now, if not where it was.  Blocks that were written and are what the
-    parent has anyway are left to it.
+    With `seal` its seal is written too, keyed if `seals` has a key.  `parent` is where the snapshot below is now, if
+    not where it was.  Blocks that were written and are what the parent has anyway are left to it.
     Raises: OverlayError, UsageError, SystemFailure, what opening the parent and reading raise.
     """
     try:
@@ -52,7 +56,7 @@ def commit(
     except FileNotFoundError:
         raise SnapshotNotFound(overlay, "no overlay: there has to be a file of this name and its journal") from None
     below = parent or head.snapshot
-    context = new_context(CACHE, password, parent_dirs)
+    context = new_context(CACHE, password, parent_dirs, seals=seals)
     try:
         with open_snapshot(below, context) as base:
             stream = base.streams.get(head.stream)
@@ -62,7 +66,8 @@ def commit(
             check_output(out, [overlay, overlay + JOURNAL_SUFFIX, *family])
             store = OverlayStore(overlay, head, stream.read)
             try:
-                return _write(store, base, stream, out, Compression[compression.upper()], level)
+                with sealed_file(out, seal, seals.key) as file:
+                    return _write(store, base, stream, file, out, Compression[compression.upper()], level)
             finally:
                 store.close()
     finally:
@@ -70,13 +75,13 @@ def commit(
 
 
 def _write(
-    store: OverlayStore, base: Snapshot, stream: Stream, out: str, codec: Compression, level: int | None
+    store: OverlayStore, base: Snapshot, stream: Stream, file: BinaryIO, out: str, codec: Compression, level: int | None
 ) -> Committed:
     encoder = Encoder(codec, level)
     counts = {"data": 0, "zero": 0, "parent": 0}
     named = stored_path(base.path, out)
     total = sum(other.size for other in base.streams.values())
-    with whole_file(out) as file, Progress(f"committing {os.path.basename(store.path)}", total) as progress:
+    with Progress(f"committing {os.path.basename(store.path)}", total) as progress:
         writer = SnapshotWriter(file, codec, store.block_size, parents=(named,))
         for other in base.streams.values():
             writer.begin(other.name)

@@ -11,6 +11,7 @@ from typing import BinaryIO, NamedTuple
 
 from hexz.errors import CorruptSnapshot, SystemFailure, UsageError
 from hexz.format.metadata import ArchivedFile
+from hexz.sealed import NO_POLICY, SealPolicy
 from hexz.snapshot import DATA, Snapshot, Stream, new_context, open_snapshot
 from hexz.tools.cat import stream_of
 from hexz.tools.output import check_output, hidden_name, whole_file
@@ -42,13 +43,14 @@ def extract(
     name: str | None = None,
     password: bytes | None = None,
     parent_dirs: tuple[str, ...] = (),
+    seals: SealPolicy = NO_POLICY,
 ) -> Extracted:
     """Write a stream of the snapshot to the file `out`, or the files that it lists to the new folder `out`.
 
     Without a stream's `name`, a folder archive or tar conversion gives its files and anything else its disk.
     Raises: UsageError when the folder exists; NoSuchSnapshot; SystemFailure; what opening and reading raise.
     """
-    context = new_context(CACHE, password, parent_dirs)
+    context = new_context(CACHE, password, parent_dirs, seals=seals)
     with open_snapshot(path, context) as snapshot:
         files = snapshot.files if name is None else None
         if files is not None:

@@ -6,6 +6,7 @@ import json
 import time
 from typing import Any
 
+from hexz.sealed import NO_POLICY, SealPolicy
 from hexz.snapshot import Snapshot, new_context, open_snapshot
 from hexz.units import format_size
 
@@ -14,10 +15,18 @@ __all__ = ["describe", "info"]
 SMALL_CACHE = 8 << 20
 
 
-def info(path: str, as_json: bool, password: bytes | None, parent_dirs: tuple[str, ...]) -> str:
+def info(
+    path: str,
+    as_json: bool,
+    password: bytes | None,
+    parent_dirs: tuple[str, ...],
+    seals: SealPolicy = NO_POLICY,
+) -> str:
     """The facts of the snapshot at `path`, as JSON or as a table for people."""
-    with open_snapshot(path, new_context(SMALL_CACHE, password, parent_dirs, workers=0)) as snapshot:
-        facts = {**snapshot.info(), "blocks": describe(snapshot)}
+    with open_snapshot(path, new_context(SMALL_CACHE, password, parent_dirs, workers=0, seals=seals)) as snapshot:
+        seal = snapshot.storage.seal
+        root = seal.root if seal is not None else None
+        facts = {**snapshot.info(), "seal_root": root, "blocks": describe(snapshot)}
         return json.dumps(facts, indent=2) if as_json else _table(facts)
 
 
@@ -49,6 +58,8 @@ def _table(facts: dict[str, Any]) -> str:
     marks = [name for name in ("encrypted", "signed") if facts[name]]
     if marks:
         rows.append(("marks", ", ".join(marks)))
+    if facts["seal_root"]:
+        rows.append(("sealed", f"{facts['sealed']}, root {facts['seal_root']}"))
     for name, stream in facts["streams"].items():
         kinds = facts["blocks"][name]
         kept = ", ".join(f"{kinds[kind]} {kind}" for kind in ("data", "zero", "parent") if kinds[kind])

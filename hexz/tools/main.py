@@ -7,12 +7,13 @@ import io
 import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from hexz import __version__
 from hexz.errors import HexzError, UnitError, UsageError
 from hexz.installation import check_packages
-from hexz.secrets import read_key, read_password
+from hexz.sealed import SealPolicy
+from hexz.secrets import read_key, read_password, read_seal_key
 from hexz.units import format_size, parse_size
 
 __all__ = ["main"]
@@ -75,9 +76,17 @@ def _parser() -> argparse.ArgumentParser:
     commit.add_argument("--compression", choices=("lz4", "zstd"), default="lz4", help="default lz4")
     commit.add_argument("--level", type=int, metavar="N", help="lz4: 0 fast, 1-12 high; zstd: 1-22")
 
+    seal = commands.add_parser("seal", help="write FILE.sum, which says what every byte of a snapshot is")
+    seal.add_argument("files", metavar="FILE", nargs="+")
+
+    for writing in (pack, commit):
+        writing.add_argument("--seal", action="store_true", help="write its seal too; keyed with --seal-key-file")
     for reading in (pack, info, verify, cat, extract, commit):
         reading.add_argument("--password-file", metavar="FILE", help="password of an encrypted snapshot")
         reading.add_argument("--parent-dir", action="append", default=[], metavar="DIR", help="where parents may be")
+        reading.add_argument("--require-seal", action="store_true", help="read nothing without a seal (FILE.sum)")
+    for using in (pack, info, verify, cat, extract, commit, seal):
+        using.add_argument("--seal-key-file", metavar="FILE", help="key of keyed seals")
     return parser
 
 
@@ -111,28 +120,39 @@ def _fail(message: str, status: int) -> int:
     return status
 
 
+class _Opening(NamedTuple):
+    """What opening a snapshot may need."""
+
+    password: bytes | None
+    parent_dirs: tuple[str, ...]
+    seals: SealPolicy
+
+
 def _run(options: argparse.Namespace) -> int:
     # Each command is imported when it runs: a script that calls `info` a thousand times pays for nothing else.
-    password = read_password(options.password_file)
-    parent_dirs = tuple(options.parent_dir)
+    key = read_seal_key(options.seal_key_file)
+    if options.command == "seal":
+        return _seal(options.files, key)
+    password, parent_dirs = read_password(options.password_file), tuple(options.parent_dir)
+    opening = _Opening(password, parent_dirs, SealPolicy(key, options.require_seal))
     if options.command == "pack":
-        _pack(options, password, parent_dirs)
+        _pack(options, opening)
     elif options.command == "commit":
-        _commit(options, password, parent_dirs)
+        _commit(options, opening)
     elif options.command == "info":
         from hexz.tools.info import info
 
-        print(info(options.file, options.json, password, parent_dirs))
+        print(info(options.file, options.json, *opening))
     elif options.command == "verify":
-        return _verify(options.files, password, parent_dirs, read_key(options.public_key))
+        return _verify(options.files, opening, read_key(options.public_key))
     elif options.command == "cat":
         from hexz.tools.cat import cat
 
-        cat(options.file, sys.stdout.buffer, options.stream, options.offset, options.length, password, parent_dirs)
+        cat(options.file, sys.stdout.buffer, options.stream, options.offset, options.length, *opening)
     else:
         from hexz.tools.extract import extract
 
-        extracted = extract(options.file, options.out, options.stream, password, parent_dirs)
+        extracted = extract(options.file, options.out, options.stream, *opening)
         for left_out in extracted.left_out:
             _fail(f"{options.file}: left out: {left_out}", DAMAGED)
         print(f"{options.out}: {format_size(extracted.written)}")
@@ -140,14 +160,25 @@ def _run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _pack(options: argparse.Namespace, password: bytes | None, parent_dirs: tuple[str, ...]) -> None:
+def _seal(paths: list[str], key: bytes | None) -> int:
+    from hexz.tools.seal import seal
+
+    for path in paths:
+        sealed = seal(path, key)
+        kind = "keyed" if key else "plain"
+        print(f"{sealed.path}: {kind} seal of {format_size(sealed.header.file_size)}, root {sealed.header.root.hex()}")
+    return 0
+
+
+def _pack(options: argparse.Namespace, opening: _Opening) -> None:
     from hexz.tools.pack import pack
 
     if options.workers is not None and not 1 <= options.workers <= 256:
         raise UsageError(f"--workers {options.workers}: 1 to 256")
+    password, parent_dirs, seals = opening
     packed = pack(
         options.disk, options.out, options.memory, options.compression, options.level, options.block_size,
-        options.dictionary, options.parent, options.workers, password, parent_dirs,
+        options.dictionary, options.parent, options.workers, password, parent_dirs, options.seal, seals,
     )  # fmt: skip
     print(
         f"{options.out}: {format_size(packed.image_bytes)} in {format_size(packed.file_bytes)}; blocks: "
@@ -158,27 +189,30 @@ def _pack(options: argparse.Namespace, password: bytes | None, parent_dirs: tupl
         print(f"{options.out}: its parent is in another folder: open it with --parent-dir {folder}")
 
 
-def _commit(options: argparse.Namespace, password: bytes | None, parent_dirs: tuple[str, ...]) -> None:
+def _commit(options: argparse.Namespace, opening: _Opening) -> None:
     from hexz.tools.commit import commit
     from hexz.tools.pack import check_level
 
     check_level(options.compression, options.level)
+    password, parent_dirs, seals = opening
     done = commit(
-        options.overlay, options.out, options.parent, options.compression, options.level, password, parent_dirs
-    )
+        options.overlay, options.out, options.parent, options.compression, options.level, password, parent_dirs,
+        options.seal, seals,
+    )  # fmt: skip
     print(
         f"{options.out}: {format_size(done.file_bytes)} over {done.parent}; blocks: "
         f"{done.data} stored, {done.zero} zero, {done.inherited} in the parent"
     )
 
 
-def _verify(paths: list[str], password: bytes | None, parent_dirs: tuple[str, ...], public_key: bytes | None) -> int:
+def _verify(paths: list[str], opening: _Opening, public_key: bytes | None) -> int:
     from hexz.tools.verify import verify
 
+    password, parent_dirs, seals = opening
     status = 0
     for path in paths:
         try:
-            verified = verify(path, lambda line: _fail(line, DAMAGED), password, parent_dirs, public_key)
+            verified = verify(path, lambda line: _fail(line, DAMAGED), password, parent_dirs, public_key, seals)
         except HexzError as error:
             status = _fail(str(error), error.exit_status if len(paths) == 1 else DAMAGED)
             continue

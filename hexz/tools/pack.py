@@ -26,10 +26,12 @@ from hexz.format.header import MAX_DICTIONARY, Compression, HeaderError
 from hexz.format.index import MAX_BLOCK
 from hexz.format.metadata import IMAGE_KIND
 from hexz.format.writer import SnapshotWriter
+from hexz.sealed import NO_POLICY, SealPolicy
 from hexz.snapshot import Stream, new_context, open_snapshot
 from hexz.tools.image import Image, open_image
-from hexz.tools.output import check_output, whole_file
+from hexz.tools.output import check_output
 from hexz.tools.progress import Progress
+from hexz.tools.seal import sealed_file
 
 __all__ = ["DEFAULT_BLOCK", "Packed", "check_level", "pack", "stored_path"]
 
@@ -79,24 +81,26 @@ def pack(
     workers: int | None = None,
     password: bytes | None = None,
     parent_dirs: tuple[str, ...] = (),
+    seal: bool = False,
+    seals: SealPolicy = NO_POLICY,
 ) -> Packed:
     """Write the snapshot `out` of the images `disk` and `memory`.
 
     With `parent`, blocks that it has at the same place are left out (a thin snapshot);
     `password` and `parent_dirs` are for opening it.  `block_size` is in bytes;
-    `workers` is the number of threads that compress.
+    `workers` is the number of threads that compress.  With `seal` its seal is written too, keyed if `seals` has a key.
     Raises: UsageError, SnapshotNotFound, SystemFailure, and what opening `parent` raises.
     """
     codec = _check(compression, level, block_size, dictionary)
     sources = {"disk": disk} if memory is None else {"disk": disk, "memory": memory}
-    context = new_context(PARENT_CACHE, password, parent_dirs)
+    context = new_context(PARENT_CACHE, password, parent_dirs, seals=seals)
     base = open_snapshot(parent, context) if parent else None
     try:
         family = [base, *base.ancestors()] if base else []
         check_output(out, [*sources.values(), *(snapshot.path for snapshot in family)])
         stored_parent = stored_path(parent, out) if parent else None
         trained = _train(disk, block_size) if dictionary else None
-        with whole_file(out) as file:
+        with sealed_file(out, seal, seals.key) as file:
             writer = SnapshotWriter(file, codec, block_size, trained, (stored_parent,) if stored_parent else ())
             packer = _Packer(writer, codec, level, trained, block_size, workers or os.cpu_count() or 1)
             for name, path in sources.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import chain
 from typing import NamedTuple
 
 from hexz.errors import ConfigError, CryptographyMissing, HexzError
@@ -10,12 +11,15 @@ from hexz.format.crypto import SIGNATURE_SIZE, CryptographyNeeded, signature_val
 from hexz.format.index import MAX_BLOCK, MAX_INDEX
 from hexz.format.metadata import MAX_METADATA
 from hexz.installation import how_to_get
+from hexz.sealed import NO_POLICY, SealPolicy
 from hexz.snapshot import Snapshot, Stream, new_context, open_snapshot
 from hexz.tools.progress import Progress
 
 __all__ = ["Verified", "verify"]
 
 CACHE = 2 * MAX_BLOCK
+PIECE = 1 << 20
+"""Bytes of a sealed file compared at a time."""
 
 
 class Verified(NamedTuple):
@@ -35,20 +39,25 @@ def verify(
     password: bytes | None = None,
     parent_dirs: tuple[str, ...] = (),
     public_key: bytes | None = None,
+    seals: SealPolicy = NO_POLICY,
 ) -> Verified:
     """Decompress every block of both streams and check it; parents are checked as far as they are used.
 
     `report` gets one line for each damaged place, as it is found.  With `public_key` (32 bytes) the file must carry
-    a signature that fits it.
+    a signature that fits it.  Where there is a seal every byte of the file is compared with it,
+    also what no block uses.
     Raises: HexzError when the file cannot be opened at all.
     """
     damaged = checked = 0
-    context = new_context(CACHE, password, parent_dirs)
+    context = new_context(CACHE, password, parent_dirs, seals=seals)
     with open_snapshot(path, context) as snapshot:
         total = sum(stream.size for stream in snapshot.streams.values())
+        total += snapshot.file_size if snapshot.storage.seal is not None else 0
         with Progress("verifying", total) as progress:
-            for length, trouble in _check(snapshot, public_key):
-                checked += length
+            stored = ((length, False, trouble) for length, trouble in _check_seal(snapshot))
+            plain = ((length, True, trouble) for length, trouble in _check(snapshot, public_key))
+            for length, counted, trouble in chain(stored, plain):
+                checked += length if counted else 0
                 if trouble is not None:
                     damaged += 1
                     progress.clear()
@@ -68,6 +77,29 @@ def _check(snapshot: Snapshot, public_key: bytes | None) -> Iterator[tuple[int, 
             yield from _read(stream, 0, stream.size)
         for number in range(len(stream.pages.records)):
             yield from _check_page(stream, number)
+
+
+def _check_seal(snapshot: Snapshot) -> Iterator[tuple[int, str | None]]:
+    """(bytes, None or what is wrong) for each part of a sealed file, whether or not a block uses it."""
+    seal = snapshot.storage.seal
+    if seal is None:
+        return
+    for start in range(0, snapshot.file_size, PIECE):
+        piece = min(PIECE, snapshot.file_size - start)
+        try:
+            snapshot.read_file(start, piece)
+        except HexzError:
+            # Once more leaf by leaf, to tell each that is wrong.
+            for at in range(start, start + piece, seal.leaf_size):
+                size = min(seal.leaf_size, snapshot.file_size - at)
+                try:
+                    snapshot.read_file(at, size)
+                except HexzError as error:
+                    yield size, str(error)
+                else:
+                    yield size, None
+        else:
+            yield piece, None
 
 
 def _check_signature(snapshot: Snapshot, public_key: bytes) -> str | None:

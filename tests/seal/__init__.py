@@ -1,0 +1,1 @@
+"""What a seal beside a snapshot promises."""
