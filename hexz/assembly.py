@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from hexz.catalog import Catalog
 from hexz.config import DEFAULT_PORTS, Settings
 from hexz.control.mounts import MountTable
+from hexz.control.roots import Roots
 from hexz.daemon.kept import Kept
 from hexz.daemon.lifecycle import Lifecycle, MakeListener
 from hexz.daemon.running import Running
@@ -72,7 +73,8 @@ def assemble(
         return Listener(sock, service(protocol), options.max_connections, own_path, inode=inode)
 
     catalog.context.metrics.listeners = front.figures
-    mounts = MountTable(catalog, options.control_root, catalog.context.metrics.events.add)
+    roots = Roots(options.control_root, lambda: [path for _, path in find_sources(settings.snapshots)])
+    mounts = MountTable(catalog, roots, catalog.context.metrics.events.add)
     lifecycle = Lifecycle(front, mounts, listener_on, options.supervisor, options.upgrade)
     try:
         if not options.upgrade:
@@ -80,7 +82,7 @@ def assemble(
                 service(protocol)  # what is wrong with its settings is told before anything listens
             for protocol, listener in _listeners(settings, notifier, passed, listener_on):
                 lifecycle.add(protocol, listener)
-        control = _control(settings, lifecycle, mounts, running, catalog) if options.control else None
+        control = _control(settings, lifecycle, mounts, roots, running, catalog) if options.control else None
     except HexzError:
         running.abandon()
         raise
@@ -117,7 +119,9 @@ def _listeners(
         yield protocol, listener
 
 
-def _control(settings: Settings, lifecycle: Lifecycle, mounts: MountTable, running: Running, catalog: Catalog) -> Front:
+def _control(
+    settings: Settings, lifecycle: Lifecycle, mounts: MountTable, roots: Roots, running: Running, catalog: Catalog
+) -> Front:
     """The control socket, with an accept loop of its own.  Raises: ListenError."""
     from hexz.control.blobs import BlobTable
     from hexz.control.figures import ControlFigures
@@ -129,7 +133,7 @@ def _control(settings: Settings, lifecycle: Lifecycle, mounts: MountTable, runni
     facts = Facts(options.id, options.supervisor, running.facts, running.status)
     shared = CatalogApplication(catalog, 0, lambda: running.serving)
     application = ControlApplication(
-        lifecycle, mounts, BlobTable(catalog), ControlFigures(catalog, mounts), facts, shared
+        lifecycle, mounts, BlobTable(catalog, roots), ControlFigures(catalog, mounts), facts, shared
     )
     front = Front()
     address = UnixAddress(options.control, options.control_mode)

@@ -7,6 +7,7 @@ import threading
 from typing import Any
 
 from hexz.catalog import Catalog
+from hexz.control.roots import Roots
 from hexz.errors import HexzError
 from hexz.protocol.nydus.bodies import BlobRequest
 from hexz.protocol.nydus.refusals import other
@@ -19,8 +20,10 @@ MAX_BLOBS = 65536
 class BlobTable:
     """(domain, id) to snapshot files.  Registering opens and checks a file; it is served under a mount only."""
 
-    def __init__(self, catalog: Catalog) -> None:
+    def __init__(self, catalog: Catalog, roots: Roots | None = None) -> None:
+        """Files have to be below `roots`."""
         self._catalog = catalog
+        self._roots = roots or Roots()
         self._entries: dict[tuple[str, str], dict[str, Any]] = {}  # changed under _lock
         self._lock = threading.Lock()
 
@@ -36,7 +39,7 @@ class BlobTable:
         if len(self._entries) >= MAX_BLOBS:
             raise other("CreateBlobObject", "BlobCache", f"{MAX_BLOBS} blobs are registered already", "TOO_MANY")
         try:
-            with self._catalog.open_aside(request.path) as snapshot:
+            with self._catalog.open_aside(self._roots.allowed(request.path)) as snapshot:
                 facts = snapshot.info()
         except HexzError as error:
             raise other("CreateBlobObject", "BlobCache", str(error), "BAD_SOURCE") from None

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from hexz.catalog import Catalog, Served
+from hexz.control.roots import Roots
 from hexz.errors import HexzError, NameTaken, NoSuchSnapshot, SnapshotError, UsageError
 from hexz.protocol.nydus.bodies import MountRequest
 from hexz.protocol.nydus.refusals import ControlError, other
@@ -34,11 +35,11 @@ class MountTable:
     """Mounts over a catalog; every method may be called from any thread, and opening a file holds up nobody else."""
 
     def __init__(
-        self, catalog: Catalog, roots: Sequence[str] = (), refused: Callable[[str], None] | None = None
+        self, catalog: Catalog, roots: Roots | None = None, refused: Callable[[str], None] | None = None
     ) -> None:
-        """Sources have to be below one of `roots`, if there are any.  `refused` is told of every mount that failed."""
+        """Sources have to be below `roots`.  `refused` is told of every mount that failed."""
         self._catalog = catalog
-        self._roots = [os.path.realpath(root) for root in roots]
+        self._roots = roots or Roots()
         self._refused = refused or (lambda text: None)
         self._root_name: str | None = None  # what "/" means; guarded by _lock
         self._lock = threading.Lock()
@@ -138,11 +139,11 @@ class MountTable:
     def restore(self, exported: dict[str, Any]) -> None:
         """Open everything that another process served.
 
-        Raises: HexzError of the first that cannot be opened, and then nothing is served.
+        Raises: HexzError of the first that cannot be opened or must not be, and then nothing is served.
         """
         try:
             for one in exported["snapshots"]:
-                self._catalog.add(one["name"], one["path"], bool(one.get("mounted")))
+                self._catalog.add(one["name"], self._roots.inherited(one["path"]), bool(one.get("mounted")))
             if exported.get("default") is not None:
                 self._catalog.make_default(exported["default"])
         except HexzError:
@@ -152,10 +153,10 @@ class MountTable:
             self._root_name = exported.get("root")
 
     def _allowed(self, source: str) -> str:
-        path = os.path.realpath(source)
-        if self._roots and not any(os.path.commonpath([root, path]) == root for root in self._roots):
-            raise other("Mount", "InvalidArguments", f"{source} is not below a directory given with --control-root")
-        return path
+        try:
+            return self._roots.allowed(source)
+        except SnapshotError as error:
+            raise other("Mount", "InvalidArguments", str(error)) from None
 
     def _attempt(self, wrapper: str, mountpoint: str, action: Callable[[], _Result]) -> _Result:
         """Do `action`; its failure as a refusal."""

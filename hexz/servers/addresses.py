@@ -7,18 +7,21 @@ import errno
 import os
 import socket
 import stat
+import struct
 from typing import NamedTuple, Union
 from urllib.parse import quote
 
 from hexz.errors import ListenError
 
-__all__ = ["BACKLOG", "Address", "TcpAddress", "UnixAddress", "open_socket", "unlink_socket", "url_of"]
+__all__ = ["BACKLOG", "Address", "TcpAddress", "UnixAddress", "open_socket", "peer_uid", "unlink_socket", "url_of"]
 
 BACKLOG = 1024
 """Connections that the kernel keeps waiting; it cuts this down to net.core.somaxconn."""
 MAX_UNIX_PATH = 107
 """Longest path of a unix socket on Linux, bytes."""
 PROBE_S = 1.0
+_CREDENTIALS = struct.Struct("3i")
+"""struct ucred: pid, uid, gid."""
 FIRST_FREE_PORT = 1024
 """The least port that anybody may listen on, where net.ipv4.ip_unprivileged_port_start was left alone."""
 
@@ -132,11 +135,20 @@ def _clear_stale(path: str) -> None:
 
 
 def unlink_socket(path: str, inode: int) -> None:
-    """Remove the unix socket at `path` if it still is the one with `inode`: a successor may own the name."""
+    """Remove the unix socket at `path` if it still is the one with `inode`: a successor may own the name.
+
+    Nothing but a socket is removed: path and inode may have come from another process.
+    """
     with contextlib.suppress(OSError):  # gone already, or its folder is
         status = os.lstat(path)
         if status.st_ino == inode and stat.S_ISSOCK(status.st_mode):
             os.unlink(path)
+
+
+def peer_uid(sock: socket.socket) -> int:
+    """The user at the other end of a unix socket: who connected, or whoever listens there (unix(7), SO_PEERCRED)."""
+    data = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    return int(_CREDENTIALS.unpack(data)[1])
 
 
 def url_of(scheme: str, sock: socket.socket, own_path: str | None = None) -> str:

@@ -33,6 +33,7 @@ from hexz.protocol.nydus.upgrade import (
     parse_connection,
     parse_listeners,
 )
+from hexz.servers.addresses import peer_uid
 from hexz.servers.base import Connection, Listener
 
 __all__ = ["SUPERVISOR_S", "Bag", "Channel", "fetch_state", "open_bag", "send_state"]
@@ -210,14 +211,28 @@ def _close_all(fds: list[int]) -> None:
         os.close(fd)
 
 
+def _check_peer(sock: socket.socket, path: str) -> None:
+    """See that the supervisor is root's or this user's: who else listens there would get every client's connection.
+
+    Raises: SystemFailure.
+    """
+    uid = peer_uid(sock)
+    if uid not in (0, os.geteuid()):
+        raise SystemFailure(f"{path}: the supervisor there belongs to user {uid}, neither to root nor to this one")
+
+
 def _connect(path: str, deadline: float) -> socket.socket:
-    """A connection to the supervisor.  Raises: HexzError."""
+    """A connection to the supervisor.  Raises: SystemFailure."""
     while True:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         sock.settimeout(max(deadline - time.monotonic(), RETRY_S))
         try:
             sock.connect(path)
+            _check_peer(sock, path)
             return sock
+        except SystemFailure:
+            sock.close()
+            raise
         except (BlockingIOError, socket.timeout, TimeoutError) as error:
             # A full queue refuses at once instead of waiting.
             sock.close()

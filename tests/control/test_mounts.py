@@ -162,6 +162,33 @@ def test_mounts_are_kept_to_the_roots_and_survive_a_reload(
         assert get(f"{daemon.http}/snapshots/in/disk") == images[0][1]
 
 
+def test_blobs_are_kept_to_the_roots_and_tell_nothing_of_what_is_outside(
+    tmp_path: Path, snapshot_file: Path, images: list[tuple[Path, bytes]]
+) -> None:
+    allowed = tmp_path / "allowed"
+    allowed.mkdir()
+    shutil.copy(images[0][0], allowed / "in.hxz")
+    (allowed / "link.hxz").symlink_to(images[1][0])
+    (tmp_path / "text").write_text("no snapshot")
+    with Controlled(tmp_path / "api.sock", "--control-root", allowed, "--http-port", 0, snapshot_file) as daemon:
+
+        def register(path: Path) -> Answer:
+            config = {"metadata_path": str(path)}
+            body = {"type": "bootstrap", "id": "blob", "domain_id": "d", "config": config}
+            return daemon.ask("PUT", "/api/v2/blobs", body)
+
+        told = set()
+        for outside in (
+            images[1][0], allowed / "link.hxz", allowed / ".." / "text", tmp_path / "missing", Path("/etc/shadow")
+        ):  # fmt: skip
+            answer = register(outside)
+            assert answer.status == 500
+            told.add(answer.message.replace(str(outside), "PATH"))
+        assert len(told) == 1 and "not below a directory given with --control-root" in told.pop()
+        assert daemon.ask("GET", "/api/v2/blobs?domain_id=d").json == []
+        done(register(allowed / "in.hxz"))
+
+
 def test_300_mounts_and_umounts_under_load_leave_nothing_behind(
     daemon: Controlled, images: list[tuple[Path, bytes]]
 ) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
-import struct
 from collections.abc import Collection
 from typing import Any
 
@@ -13,6 +11,7 @@ from hexz.access import AccessEntry
 from hexz.protocol.http.head import RequestHead
 from hexz.protocol.http.responses import Response
 from hexz.protocol.nydus.refusals import refusal_response
+from hexz.servers.addresses import peer_uid
 from hexz.servers.base import Connection
 from hexz.servers.http.connection import Application, HttpConnection, Rules
 
@@ -20,8 +19,6 @@ __all__ = ["ControlService"]
 
 log = logging.getLogger("hexz.control")
 
-_CREDENTIALS = struct.Struct("3i")
-"""struct ucred (unix(7)): pid, uid, gid."""
 READING = frozenset({"GET", "HEAD", "OPTIONS"})
 LAST_REQUEST_S = 0.1
 """While draining: how long a request may still come; no network is in between."""
@@ -74,8 +71,7 @@ class ControlService:
 
     def serve(self, connection: Connection) -> None:
         """Requests until the client leaves."""
-        data = connection.sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-        policy = _PeerPolicy(_CREDENTIALS.unpack(data)[1], self._trusted)
+        policy = _PeerPolicy(peer_uid(connection.sock), self._trusted)
         HttpConnection(connection, self._application, policy, _Audit(), rules=_RULES).run()
 
     def resume(self, connection: Connection, state: dict[str, Any], received: bytes) -> None:
