@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import struct
+import sys
 import threading
 import time
+import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +17,7 @@ import pytest
 import requests
 import zstandard
 
-from hexz.cache import ByteBudget
+from hexz.cache import ByteBudget, Once
 from hexz.errors import CorruptSnapshot, SnapshotTooLarge
 from hexz.format.index import build_master_index, check_disjoint, check_records, parse_master_index
 from hexz.format.records import PageRecord
@@ -193,10 +196,10 @@ def test_an_index_takes_the_bytes_of_its_file_and_no_more(tmp_path: Path) -> Non
         records = snapshot.streams["disk"].pages.records
         assert len(records) == 200_000
         assert records[199_999] == (4096 + 28 * 199_999, 28, 199_999, 199_999 * 4096)
-        assert not context.pages.has_room((32 << 20) // RECORD_COST - 199_999)
-        assert context.pages.has_room((32 << 20) // RECORD_COST - 200_000)
+        assert context.pages.has_room((32 << 20) - 200_000 * RECORD_COST)
+        assert not context.pages.has_room((32 << 20) - 200_000 * RECORD_COST + 1)
         assert snapshot.streams["disk"].pages.number_at(150_000 * 4096 + 5) == 150_000
-    assert context.pages.has_room((32 << 20) // RECORD_COST)
+    assert context.pages.has_room(32 << 20)
 
 
 def test_all_open_snapshots_together_have_room_for_their_indexes_or_are_refused(tmp_path: Path) -> None:
@@ -209,6 +212,79 @@ def test_all_open_snapshots_together_have_room_for_their_indexes_or_are_refused(
             open_snapshot(str(second), context)
     with little_memory(), open_snapshot(str(second), context) as snapshot:
         assert snapshot.streams["disk"].size == 500_000 * 4096
+
+
+def hashed_parent(folder: Path, blocks: int) -> tuple[Path, list[bytes]]:
+    """A file of equal blocks with different hashes, and a child that refers to the last of them by its hash."""
+    hashes = [hashlib.blake2b(struct.pack("<I", number), digest_size=32).digest() for number in range(blocks)]
+    craft = Craft()
+    stored = craft.encode(b"x" * 4096)
+    place = craft.store(stored)
+    for digest in hashes:
+        craft.entry(place, len(stored), 4096, zlib.crc32(stored), digest)
+        if len(craft.entries) == 4096:
+            craft.page()
+    if craft.entries:
+        craft.page()
+    craft.write(folder / "parent.hxz")
+    child = Craft()
+    child.parents = ["parent.hxz"]
+    child.parent(4096, hashes[-1])
+    child.page()
+    return child.write(folder / "child.hxz"), hashes
+
+
+def test_blocks_are_found_by_their_hashes_in_8_bytes_each(tmp_path: Path) -> None:
+    child, hashes = hashed_parent(tmp_path, 50_000)
+    context = new_context(1 << 20)
+    with open_snapshot(str(child), context) as snapshot:
+        assert b"".join(snapshot.streams["disk"].read(0, 4096)) == b"x" * 4096
+        index = snapshot.parents[0].hash_index()
+        assert index is snapshot.parents[0].hash_index()
+        held = sum(sys.getsizeof(keys) for keys in index._sorted)
+        assert held < 50_000 * 8 * 1.2
+        for number in range(0, 50_000, 777):
+            place = index.find(hashes[number])
+            assert place is not None and place.position == number * 4096
+        assert index.find(bytes(31) + b"n") is None
+        assert not context.pages.has_room((32 << 20) - 50_000 * 8)
+    assert context.pages.has_room(32 << 20)
+
+
+def test_more_hashes_than_there_is_room_for_are_an_error(tmp_path: Path) -> None:
+    child, _ = hashed_parent(tmp_path, 5000)
+    context = new_context(1 << 20)
+    with open_snapshot(str(child), context) as snapshot:
+        context.pages.hold((32 << 20) - 39_000)
+        with pytest.raises(SnapshotTooLarge, match="by their hashes"):
+            snapshot.streams["disk"].read(0, 4096)
+        context.pages.hold(39_000 - (32 << 20))
+        assert b"".join(snapshot.streams["disk"].read(0, 4096)) == b"x" * 4096
+
+
+def test_what_many_want_is_made_once_and_failure_is_tried_anew() -> None:
+    once: Once[object] = Once()
+    made: list[object] = []
+    start = threading.Barrier(16)
+
+    def make() -> object:
+        made.append(object())
+        time.sleep(0.05)
+        if len(made) == 1:
+            raise ValueError("the first one")
+        return made[-1]
+
+    def want(_: int) -> object:
+        start.wait()
+        try:
+            return once.get(make)
+        except ValueError:
+            return None
+
+    with ThreadPoolExecutor(16) as pool:
+        got = list(pool.map(want, range(16)))
+    assert len(made) == 2
+    assert got.count(None) == 1 and got.count(made[1]) == 15
 
 
 def test_records_are_what_they_were_and_are_checked_in_any_order() -> None:

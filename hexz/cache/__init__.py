@@ -2,6 +2,7 @@
 
 from hexz.cache.blocks import EMPTY, Block, BlockCache, Loading
 from hexz.cache.budget import ByteBudget
+from hexz.cache.once import Once
 from hexz.cache.workers import Workers
 
-__all__ = ["EMPTY", "Block", "BlockCache", "ByteBudget", "Loading", "Workers"]
+__all__ = ["EMPTY", "Block", "BlockCache", "ByteBudget", "Loading", "Once", "Workers"]

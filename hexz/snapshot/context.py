@@ -21,8 +21,8 @@ LARGEST_INDEX_CACHE = 64 << 20
 SMALLEST_DECODING = 8 << 20
 LARGEST_DECODING = 256 << 20
 """What may be decompressed at once is a quarter of the cache within these bounds, bytes; one block always may."""
-SMALLEST_RECORDS = 32 << 20
-"""What the lists of pages of all open snapshots may take however small the cache is: 900,000 pages."""
+SMALLEST_LASTING = 32 << 20
+"""What the lists of pages and of hashes of all open snapshots may take however small the cache is, bytes."""
 
 
 class OpenContext(NamedTuple):
@@ -53,7 +53,7 @@ def new_context(
 ) -> OpenContext:
     """Fresh caches: `cache_size` bytes of blocks, and a quarter of that for pages of the index (8 to 64 MiB).
 
-    The lists of pages, which stay in memory, may take as much as the blocks (at least `SMALLEST_RECORDS`).
+    The lists of pages and of hashes may take as much as the blocks together (at least `SMALLEST_LASTING`).
 
     `workers` is the number of threads that decompress ahead; default one fewer than cores.  `seals` says which
     seals are wanted beside snapshots and their parents.
@@ -63,6 +63,6 @@ def new_context(
     blocks = BlockCache(cache_size, threads.help)
     metrics = Metrics()
     metrics.cache, metrics.holdings, metrics.workers = blocks.counts, blocks.holdings, threads.count
-    pages = PageCache(index, max(cache_size, SMALLEST_RECORDS))
+    pages = PageCache(index, max(cache_size, SMALLEST_LASTING))
     decoding = ByteBudget(min(max(cache_size // 4, SMALLEST_DECODING), LARGEST_DECODING))
     return OpenContext(blocks, pages, threads, metrics, {}, decoding, SealCache(), password, parent_dirs, seals)

@@ -163,11 +163,10 @@ def _read_index(storage: Storage, offset: int, pages: PageCache) -> bytes:
         return head[at : at + length] if at + length <= len(head) else storage.read(offset + at, length)
 
     length = index_length(read, available)
-    if not pages.has_room(length // RECORD_SIZE):
-        needed = format_size(length // RECORD_SIZE * RECORD_COST)
-        raise SnapshotTooLarge(
-            storage.name, f"its index needs {needed} of memory, more than is left for it: give a larger --cache-size"
-        )
+    needed = length // RECORD_SIZE * RECORD_COST
+    if not pages.has_room(needed):
+        reason = f"its index needs {format_size(needed)} of memory, more than is left: give a larger --cache-size"
+        raise SnapshotTooLarge(storage.name, reason)
     return head[:length] if length <= len(head) else storage.read(offset, length)
 
 

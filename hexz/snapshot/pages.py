@@ -47,14 +47,14 @@ class LoadedPage:
 class PageCache:
     """Loaded pages of all streams, `budget` bytes at most, evicted by the clock algorithm."""
 
-    def __init__(self, budget: int, records: int | None = None) -> None:
-        """`records` is what the lists of pages of all open snapshots may take, bytes; by default `budget` too.
+    def __init__(self, budget: int, lasting: int | None = None) -> None:
+        """`lasting` bounds what open snapshots hold for as long as they are open, bytes: lists of pages and of hashes.
 
-        What they take is no longer there for loaded pages, of which a quarter of `budget` is always left.
+        By default it is `budget`.  What is held is not there for loaded pages, for which a quarter of `budget` is left.
         """
         self.budget = budget
-        self._most_records = budget if records is None else records
-        self._records = 0
+        self._most_lasting = budget if lasting is None else lasting
+        self._lasting = 0
         self._lock = threading.Lock()  # guards everything below
         self._hand: deque[LoadedPage] = deque()
         self.held = 0
@@ -65,7 +65,7 @@ class PageCache:
             page.home[page.number] = page
             self._hand.append(page)
             self.held += page.cost
-            room = max(self.budget - self._records, self.budget // 4)
+            room = max(self.budget - self._lasting, self.budget // 4)
             while self.held > room and len(self._hand) > 1:
                 old = self._hand.popleft()
                 if old.used:
@@ -76,14 +76,14 @@ class PageCache:
                     old.home[old.number] = None
                 self.held -= old.cost
 
-    def has_room(self, pages: int) -> bool:
-        """Whether a snapshot with so many pages may be opened."""
-        return self._records + pages * RECORD_COST <= self._most_records
+    def has_room(self, size: int) -> bool:
+        """Whether so many bytes more may be held for an open snapshot."""
+        return self._lasting + size <= self._most_lasting
 
-    def hold_records(self, pages: int) -> None:
-        """A snapshot lists so many pages more; fewer, if negative."""
+    def hold(self, size: int) -> None:
+        """An open snapshot holds so many bytes more; fewer, if negative."""
         with self._lock:
-            self._records += pages * RECORD_COST
+            self._lasting += size
 
     def forget(self, home: list[LoadedPage | None]) -> None:
         """Drop every page of one stream's table."""
@@ -116,8 +116,8 @@ class PageTable:
         self._index_offset = index_offset
         self._cache = cache
         self._zeros_from = zeros_from
-        self._held = len(records)
-        cache.hold_records(self._held)
+        self._lasting = len(records) * RECORD_COST
+        cache.hold(self._lasting)
 
     def number_at(self, position: int) -> int:
         """The number of the page that covers `position`, which lies in the stream."""
@@ -160,5 +160,5 @@ class PageTable:
     def forget(self) -> None:
         """Drop the loaded pages, as when the snapshot is closed."""
         self._cache.forget(self.loaded)
-        self._cache.hold_records(-self._held)
-        self._held = 0
+        self._cache.hold(-self._lasting)
+        self._lasting = 0

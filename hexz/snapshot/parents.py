@@ -14,8 +14,9 @@ from bisect import bisect_left
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
-from hexz.errors import BlockError, CorruptSnapshot
+from hexz.errors import BlockError, CorruptSnapshot, SnapshotTooLarge
 from hexz.format.index import MAX_PAGE_ENTRIES, Page
+from hexz.units import format_size
 
 if TYPE_CHECKING:
     from hexz.snapshot.snapshot import Snapshot
@@ -27,6 +28,11 @@ NO_HASH = bytes(32)
 MAX_HASHED_PAGES = (1 << 32) // MAX_PAGE_ENTRIES
 """Pages of one file that can be searched by hash: a place in them fits 32 bits (4 billion blocks)."""
 
+HASHED_ENTRY = 52
+PLACE_SIZE = 8
+MOST_BITS = 12
+"""The places of a file's blocks lie in at most 2^12 arrays."""
+
 
 class Place(NamedTuple):
     """A stored block: its stream, logical position and length in bytes."""
@@ -37,7 +43,7 @@ class Place(NamedTuple):
 
 
 class HashIndex:
-    """The data blocks of one file by hash: a sorted array of (32 bits of key, place), 8 bytes a block.
+    """The data blocks of one file by hash: sorted arrays of (32 bits of key, place), 8 bytes a block.
 
     The key is the interpreter's own hash of the recorded one, which is salted anew in each process: no file can be
     made whose different hashes have equal keys, through which a search would have to walk.
@@ -46,28 +52,40 @@ class HashIndex:
     def __init__(self, snapshot: Snapshot) -> None:
         """Read every index page of `snapshot`.
 
-        Raises: CorruptSnapshot, StorageError.
+        Raises: CorruptSnapshot, StorageError; SnapshotTooLarge when there is no room for `cost` bytes.
         """
         pages = sum(len(stream.pages.records) for stream in snapshot.streams.values())
         if pages > MAX_HASHED_PAGES:
             raise CorruptSnapshot(snapshot.path, f"{pages} index pages: too many to be searched by a thin child")
+        blocks = sum(sum(stream.pages.records.lengths) // HASHED_ENTRY for stream in snapshot.streams.values())
+        self.cost = blocks * PLACE_SIZE
+        if not snapshot.context.pages.has_room(self.cost):
+            needed = format_size(self.cost)
+            reason = f"to find its blocks by their hashes needs {needed} of memory: give a larger --cache-size"
+            raise SnapshotTooLarge(snapshot.path, reason)
         self._numbering: list[tuple[Stream, int]] = []  # (stream, number of its first page)
-        keys: list[int] = []
+        # Each array has the keys that begin with the same bits, few enough to be sorted as a list that is soon gone.
+        bits = min(pages.bit_length(), MOST_BITS)
+        self._shift = shift = 64 - bits
+        self._sorted = [array("Q") for _ in range(1 << bits)]
+        append = [keys.append for keys in self._sorted]
         first = 0
         for stream in snapshot.streams.values():
             self._numbering.append((stream, first))
             for number, page in enumerate(stream.pages.each(), first):
-                keys += _page_keys(page, number)
+                for key in _page_keys(page, number):
+                    append[key >> shift](key)
             first += len(stream.pages.records)
-        keys.sort()
-        self._keys = array("Q", keys)
+        for at, keys in enumerate(self._sorted):
+            self._sorted[at] = array("Q", sorted(keys))
 
     def find(self, digest: bytes) -> Place | None:
         """The block whose recorded hash is `digest`, or None."""
         key = _key(digest)
-        at = bisect_left(self._keys, key << 32)
-        while at < len(self._keys) and self._keys[at] >> 32 == key:
-            number, entry = divmod(self._keys[at] & 0xFFFF_FFFF, MAX_PAGE_ENTRIES)
+        keys = self._sorted[key << 32 >> self._shift]
+        at = bisect_left(keys, key << 32)
+        while at < len(keys) and keys[at] >> 32 == key:
+            number, entry = divmod(keys[at] & 0xFFFF_FFFF, MAX_PAGE_ENTRIES)
             stream, first = next(item for item in reversed(self._numbering) if item[1] <= number)
             page = stream.pages.at(stream.pages.starts[number - first]).page
             if page.start != stream.pages.starts[number - first] or page.count <= entry:

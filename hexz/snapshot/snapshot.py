@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from hexz.cache import Once
 from hexz.errors import HexzError
 from hexz.format.codec import BlockDamage, Codec, crc32
 from hexz.format.crypto import BlockCipher
@@ -82,7 +83,8 @@ class Snapshot:
         self.lineage = Lineage(self)
         self._lock = threading.Lock()
         self._uses = 1  # written under _lock
-        self._hashes: HashIndex | None = None  # guarded by _lock once made
+        self._hashes: Once[HashIndex] = Once()
+        self._lasting = 0  # bytes held until it is closed, beside the lists of pages
         self._described: Listing | None = None
 
     @property
@@ -131,13 +133,14 @@ class Snapshot:
     def hash_index(self) -> HashIndex:
         """The file's data blocks by hash; the first call reads its whole index.
 
-        Raises: CorruptSnapshot, StorageError.
+        Raises: CorruptSnapshot, StorageError, SnapshotTooLarge.
         """
-        index = self._hashes
-        if index is None:
-            index = HashIndex(self)
-            with self._lock:
-                self._hashes = self._hashes or index
+        return self._hashes.get(self._make_hash_index)
+
+    def _make_hash_index(self) -> HashIndex:
+        index = HashIndex(self)
+        self._lasting += index.cost
+        self.context.pages.hold(index.cost)
         return index
 
     def note_failure(self, error: HexzError) -> None:
@@ -230,6 +233,7 @@ class Snapshot:
         self.storage.close()
         for stream in self.streams.values():
             stream.pages.forget()
+        self.context.pages.hold(-self._lasting)
         self.forget_cached()
         for parent in self.parents:
             parent.close()
