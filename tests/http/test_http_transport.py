@@ -214,6 +214,22 @@ def test_malformed_chunks_end_the_connection(echo: Serving, path: bytes, body: b
     assert (statuses, closed) == ([400 if path == b"/read" else 200], True)
 
 
+def test_what_chunks_cost_counts_as_the_body(echo: Serving) -> None:
+    """A body that nobody wants is read away up to a bound in bytes sent, not in bytes meant."""
+    chunk = b"1;" + b"x" * 240 + b"\r\na\r\n"
+    few, many = (
+        chunk * (size // len(chunk)) + b"0\r\n\r\n"
+        for size in (http_receiving.MAX_DRAINED // 2, http_receiving.MAX_DRAINED * 2)
+    )
+    with echo.client() as client:
+        client.send(request("PUT", "/unread", CHUNKED) + few)
+        assert "connection" not in client.receive().headers
+        client.send(request("PUT", "/read", CHUNKED) + many)
+        assert b'"length": %d,' % many.count(b"a\r\n") in client.receive().body
+        client.send(request("PUT", "/unread", CHUNKED) + many)
+        assert client.receive().headers["connection"] == "close"
+
+
 def test_a_body_cut_short(echo: Serving) -> None:
     """6.3, 8: an incomplete message is no message."""
     assert exchange(echo, request("PUT", "/read", {"Content-Length": "9"}) + b"hello") == ([400], True)

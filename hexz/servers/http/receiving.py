@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import socket
 import ssl
 import struct
 import time
 from collections.abc import Callable
 
+from hexz.protocol.http.chunks import Chunks
 from hexz.protocol.http.head import MAX_HEAD, MAX_TARGET, Framing, RequestError
 from hexz.servers.base import Connection
 
@@ -31,10 +31,7 @@ SLOWEST_BODY = 4096
 """A body may come this slowly, bytes a second, for as long as it takes."""
 MAX_DRAINED = 256 << 10
 """An unread request body of up to so many bytes is read away; beyond it the connection is closed."""
-MAX_CHUNK_LINE = 256
-MAX_TRAILERS = 100
 RECEIVE = 16 << 10
-_CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;[\x20-\x7e\t]*)?")
 _TIMED_OUT = (BlockingIOError, TimeoutError, socket.timeout)
 
 
@@ -141,36 +138,30 @@ class Receiver:
         Raises: RequestError (408) when the peer is too slow.
         """
         if not self.buffer:
-            began = time.monotonic()
-            left = BODY_S + self._body_bytes / SLOWEST_BODY - self._body_waited
-            try:
-                if left <= 0:
-                    raise TimeoutError
-                self.limit_waits(left)
-                self.buffer = self._sock.recv(max(RECEIVE, most))
-            except _TIMED_OUT:
-                raise RequestError(408, f"the request's body kept the server waiting more than {BODY_S:g} s") from None
-            finally:
-                self.limit_waits(BRISK_S)
-            self._body_waited += time.monotonic() - began
-            self._body_bytes += len(self.buffer)
+            self.fill(most)
         data, self.buffer = self.buffer[:most], self.buffer[most:]
         return data
 
-    def line(self, most: int) -> bytes:
-        """A line of up to `most` bytes, without its end.
+    def fill(self, most: int) -> bool:
+        """Receive more of a body behind what is in the buffer; False when the peer stopped sending.
 
-        Raises: RequestError.
+        Raises: RequestError (408) when the peer is too slow.
         """
-        line = b""
-        while not line.endswith(b"\r\n"):
-            if len(line) >= most + 2:
-                raise RequestError(400, "a line of the chunked body is too long")
-            more = self.some(1)
-            if not more:
-                raise RequestError(400, "the request's body ended early")
-            line += more
-        return line[:-2]
+        began = time.monotonic()
+        left = BODY_S + self._body_bytes / SLOWEST_BODY - self._body_waited
+        try:
+            if left <= 0:
+                raise TimeoutError
+            self.limit_waits(left)
+            data = self._sock.recv(max(RECEIVE, most))
+        except _TIMED_OUT:
+            raise RequestError(408, f"the request's body kept the server waiting more than {BODY_S:g} s") from None
+        finally:
+            self.limit_waits(BRISK_S)
+        self._body_waited += time.monotonic() - began
+        self._body_bytes += len(data)
+        self.buffer += data
+        return bool(data)
 
 
 def _too_large(buffer: bytes) -> RequestError:
@@ -183,15 +174,17 @@ def _too_large(buffer: bytes) -> RequestError:
 class Body:
     """A request's body; read it with `read`, what is left is drained afterwards.
 
-    `length` is the announced length in bytes, None when it comes in chunks.
+    `length` is the announced length in bytes, None when it comes in chunks; `taken` is what was received and used of
+    it, whatever chunks cost besides included.
     """
 
     def __init__(self, receiver: Receiver, framing: Framing, go_on: Callable[[], None] | None = None) -> None:
         """`go_on` tells a client that waits for it to send its body (RFC 9110 section 10.1.1)."""
         self.length: int | None = None if framing.chunked else framing.length
+        self.taken = 0
         self._receiver = receiver
-        self._chunked = framing.chunked
-        self._left = framing.length  # of the body, or of the chunk
+        self._chunks = Chunks() if framing.chunked else None
+        self._left = framing.length
         self._go_on = go_on
         self._broken = False
         self.finished = not framing.chunked and not framing.length
@@ -218,41 +211,38 @@ class Body:
         go_on, self._go_on = self._go_on, None
         if go_on is not None:
             go_on()
-        if self._chunked and not self._left and not self.finished:
-            self._next_chunk()
         if self.finished:
             return b""
+        if self._chunks is not None:
+            return self._read_chunks(self._chunks, most)
         data = self._receiver.some(min(most, self._left))
         if not data:
             raise RequestError(400, "the request's body ended early")
+        self.taken += len(data)
         self._left -= len(data)
-        if self._chunked and not self._left:
-            if self._receiver.line(0) != b"":
-                raise RequestError(400, "a chunk does not end where it should")
-        elif not self._left:
-            self.finished = True
+        self.finished = not self._left
         return data
 
-    def _next_chunk(self) -> None:
-        size = _CHUNK_SIZE.fullmatch(self._receiver.line(MAX_CHUNK_LINE))
-        if size is None:
-            raise RequestError(400, "a chunk's size is malformed")
-        self._left = int(size[1], 16)
-        if not self._left:
-            for _ in range(MAX_TRAILERS):
-                if not self._receiver.line(MAX_HEAD):
-                    self.finished = True
-                    return
-            raise RequestError(400, "too many trailers")
+    def _read_chunks(self, chunks: Chunks, most: int) -> bytes:
+        receiver = self._receiver
+        while True:
+            data, used = chunks.decode(receiver.buffer, most)
+            receiver.buffer = receiver.buffer[used:]
+            self.taken += used
+            self.finished = chunks.finished
+            if data or self.finished:
+                return data
+            if not receiver.fill(most):
+                raise RequestError(400, "the request's body ended early")
 
     def drain(self) -> bool:
         """Read away what is left, if that is little; False when the connection has to be closed instead."""
-        drained = 0
-        while not self.finished and drained <= MAX_DRAINED:
-            if self._go_on is not None or (not self._chunked and self._left > MAX_DRAINED):
+        most = self.taken + MAX_DRAINED
+        while not self.finished and self.taken <= most:
+            if self._go_on is not None or self._left > MAX_DRAINED:
                 return False
             try:
-                drained += len(self.read(RECEIVE))
+                self.read(RECEIVE)
             except (RequestError, OSError):
                 return False
         return self.finished

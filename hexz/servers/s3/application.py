@@ -199,7 +199,6 @@ def _read_away(request: Request) -> None:
     body = request.body
     if body.finished or body.untouched or (body.length or 0) > MAX_REFUSED_BODY:
         return
-    left = MAX_REFUSED_BODY
     with contextlib.suppress(RequestError, OSError):  # the connection is closed then, which the framework sees to
-        while not body.finished and left > 0:
-            left -= len(body.read(DISCARD))
+        while not body.finished and body.taken < MAX_REFUSED_BODY:
+            body.read(DISCARD)
