@@ -19,7 +19,7 @@ import pytest
 import zstandard
 
 from hexz.errors import BlockError, CorruptSnapshot, HexzError, ParentMissing, StorageError
-from hexz.snapshot import OpenContext, Snapshot, Stream, new_context, open_snapshot
+from hexz.snapshot import OpenContext, Snapshot, Stream, new_context, open_snapshot, opening
 from tests.bounds import little_memory
 from tests.crafted import PARENT, Craft, Record
 
@@ -575,6 +575,31 @@ def test_key_rounds_that_would_take_hours(tmp_path: Path) -> None:
         with pytest.raises(CorruptSnapshot, match="rounds"), opened(craft, tmp_path, new_context(password=b"secret")):
             pass
         assert time.monotonic() - began < 5
+
+
+def test_a_family_has_one_budget_of_key_rounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each file may ask for ten million, and there may be 256 of them: that would take minutes."""
+    monkeypatch.setattr(opening, "MAX_ROUNDS", 100)
+    names = []
+    for number, rounds in enumerate((40, 30, 20)):
+        craft = Craft()
+        craft.encrypt(b"secret", bytes([number]) * 16, rounds)
+        craft.data(b"b" * 4096)
+        craft.page()
+        names.append(craft.write(tmp_path / f"{number}.hxz").name)
+    for rounds, good in ((10, True), (11, False)):
+        child = Craft()
+        child.parents = names
+        child.encrypt(b"secret", b"child's own salt", rounds)
+        child.parent(4096)
+        child.page()
+        path = str(child.write(tmp_path / "child.hxz"))
+        if not good:
+            with pytest.raises(CorruptSnapshot, match="rounds"):
+                open_snapshot(path, new_context(1 << 20, b"secret", workers=0))
+            continue
+        with open_snapshot(path, new_context(1 << 20, b"secret", workers=0)) as snapshot:
+            assert b"".join(snapshot.streams["disk"].read(0, 4096)) == b"b" * 4096
 
 
 def test_blocks_moved_within_an_encrypted_file_are_refused(tmp_path: Path) -> None:

@@ -55,15 +55,18 @@ MAX_ANCESTORS = 256
 TOO_MANY = f"too many parents: at most {MAX_CHAIN} deep and {MAX_ANCESTORS} in all"
 INDEX_READ = 64 << 10
 """Bytes read where the master index begins; it is rarely longer (2,300 pages, some 600 GiB in blocks of 64 KiB)."""
+MAX_ROUNDS = 40_000_000
+"""Most rounds of key derivation for one snapshot with its ancestors: a chain of `MAX_CHAIN` takes 600,000 for each."""
 MAX_PAGES_PROBED = 4
 """Index pages looked at to find the first encrypted block when the password is tried."""
 
 
 class _Family(NamedTuple):
-    """Who is being opened: the identities from the first child down to here, and the count of all so far."""
+    """Who is being opened: the identities from the first child down to here, all so far, and their keys' rounds."""
 
     line: tuple[str, ...]
     opened: list[str]
+    rounds: list[int]
 
 
 def open_snapshot(path: str, context: OpenContext) -> Snapshot:
@@ -71,7 +74,7 @@ def open_snapshot(path: str, context: OpenContext) -> Snapshot:
 
     Raises: a SnapshotError that says what is wrong with which file; SystemFailure.
     """
-    return _open(path, context, _Family((), []))
+    return _open(path, context, _Family((), [], []))
 
 
 def _open(path: str, context: OpenContext, family: _Family) -> Snapshot:
@@ -92,8 +95,12 @@ def _open(path: str, context: OpenContext, family: _Family) -> Snapshot:
         if len(line) > MAX_CHAIN or len(family.opened) >= MAX_ANCESTORS:
             raise CorruptSnapshot(path, TOO_MANY)
         family.opened.append(storage.identity)
+        if header.encryption is not None:
+            family.rounds.append(header.encryption.iterations)
+            if sum(family.rounds) > MAX_ROUNDS:
+                raise CorruptSnapshot(path, f"its key and its family's take more than {MAX_ROUNDS} rounds")
         for stored in header.parents:
-            parents.append(_open_parent(path, stored, context, _Family(line, family.opened)))
+            parents.append(_open_parent(path, stored, context, _Family(line, family.opened, family.rounds)))
         _check_family(path, parents)
         cipher = _cipher(storage, header, context.password)
         parts = Parts(
