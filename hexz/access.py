@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from hexz.errors import ConfigError, UnitError, UsageError
+from hexz.exposure import OWN, Grant
 from hexz.protocol.http.head import RequestHead
 from hexz.protocol.http.responses import Response, error_response
 from hexz.units import parse_size
@@ -158,14 +159,16 @@ class Gate:
         self._tokens = tokens
         self._limiter = _Limiter(limit) if limit is not None and any(limit) else None
 
-    def admit(self, head: RequestHead, peer: str) -> tuple[str | None, Response | None]:
-        """The name of the token used, and a refusal (401, 429) if there is one."""
+    def admit(self, head: RequestHead, peer: str, grant: Grant = OWN) -> tuple[str | None, Response | None]:
+        """The name of the token used, and a refusal (401, 429) if there is one; `grant` is that of the listener."""
         if self._limiter is not None:
             wait = self._limiter.wait_for(_address(peer))
             if wait:
                 retry = ("Retry-After", str(int(wait) + 1))
                 return None, error_response(429, "more requests than this client may make", (retry,))
         if self._tokens is None or head.path in OPEN_PATHS:
+            return None, None
+        if grant.anonymous and "authorization" not in head.headers:
             return None, None
         scheme, _, token = head.headers.get("authorization", "").partition(" ")
         name = self._tokens.name_of(token.strip()) if scheme.lower() == "bearer" else None

@@ -10,17 +10,18 @@ from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from hexz.catalog import Catalog
-from hexz.config import DEFAULT_PORTS, Settings
+from hexz.config import DEFAULT_PORTS, Settings, access_of
 from hexz.control.mounts import MountTable
 from hexz.control.roots import Roots
 from hexz.daemon.kept import Kept
 from hexz.daemon.lifecycle import Lifecycle, MakeListener
 from hexz.daemon.running import Running
-from hexz.daemon.systemd import Notifier, credential
+from hexz.daemon.systemd import Notifier
 from hexz.errors import ConfigError, HexzError
+from hexz.exposure import Place, Reach, tcp_place
 from hexz.sealed import SealPolicy
-from hexz.secrets import read_password, read_seal_key
-from hexz.servers.addresses import UnixAddress, open_socket
+from hexz.secrets import CREDENTIALS, read_password, read_seal_key, unused_credentials
+from hexz.servers.addresses import Address, TcpAddress, UnixAddress, open_socket, place_of, url_at, url_of
 from hexz.servers.base import Listener, Service
 from hexz.servers.front import Front
 from hexz.snapshot import new_context
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from hexz.access import AccessLog, RateLimit
     from hexz.servers.tls import TlsContext
 
-__all__ = ["assemble", "open_catalog"]
+__all__ = ["assemble", "describe_listeners", "open_catalog"]
 
 HTTP_ALPN = ("http/1.1",)
 """What HTTP and S3 speak under TLS (RFC 9112): whoever would rather have HTTP/2 then falls back cleanly."""
@@ -42,8 +43,8 @@ def open_catalog(settings: Settings) -> Catalog:
     Raises: the SnapshotError of the first that cannot be opened; ConfigError, UsageError.
     """
     options = settings.options
-    password = read_password(options.password_file or credential("password"))
-    seals = SealPolicy(read_seal_key(options.seal_key_file or credential("seal-key")), options.require_seal)
+    password = read_password(options.password_file)
+    seals = SealPolicy(read_seal_key(options.seal_key_file), options.require_seal)
     folders = tuple(map(os.path.abspath, options.parent_dir))
     context = new_context(options.cache_size, password, folders, seals=seals)
     catalog = Catalog(context)
@@ -62,6 +63,7 @@ def assemble(
     front = Front()
     running = Running(front, catalog, notifier, partial(find_sources, settings.snapshots))
     options = settings.options
+    access = access_of(options)
     services: dict[str, Service] = {}
 
     def service(protocol: str) -> Service:
@@ -70,7 +72,12 @@ def assemble(
         return services[protocol]
 
     def listener_on(protocol: str, sock: socket.socket, own_path: str | None, inode: int) -> Listener:
-        return Listener(sock, service(protocol), options.max_connections, own_path, inode=inode)
+        place = place_of(sock, own_path)
+        grant = access.grant(protocol, place)
+        listener = Listener(sock, service(protocol), options.max_connections, own_path, inode=inode, grant=grant)
+        for line in access.warnings(listener.url, protocol, place):
+            running.warn(line)
+        return listener
 
     catalog.context.metrics.listeners = front.figures
     roots = Roots(options.control_root, lambda: [path for _, path in find_sources(settings.snapshots)])
@@ -82,12 +89,46 @@ def assemble(
                 service(protocol)  # what is wrong with its settings is told before anything listens
             for protocol, listener in _listeners(settings, notifier, passed, listener_on):
                 lifecycle.add(protocol, listener)
+        for name in unused_credentials(value for value in vars(options).values() if isinstance(value, str)):
+            running.warn(f"the credential {name!r} means nothing here: {', '.join(CREDENTIALS)} do")
         control = _control(settings, lifecycle, mounts, roots, running, catalog) if options.control else None
     except HexzError:
         running.abandon()
         raise
     running.live_by(lifecycle, control)
     return running
+
+
+def describe_listeners(settings: Settings, passed: list[tuple[str, socket.socket]]) -> list[str]:
+    """A line for each listener that `assemble` would make: where it is, and who may read and write there.
+
+    Raises: UsageError and ConfigError, as `assemble` would.
+    """
+    _check_secrets(settings.options)
+    access = access_of(settings.options)
+    activated = _sort(passed, settings, Kept(Notifier()))
+    places = [(url_of(protocol, sock), protocol, place_of(sock)) for protocol, sock in activated]
+    if not activated:
+        listen = [(protocol, address) for protocol, addresses in settings.listen.items() for address in addresses]
+        places = [(url_at(protocol, address), protocol, _place_at(address)) for protocol, address in listen]
+    return [f"{url} {access.describe(protocol, place)}" for url, protocol, place in places]
+
+
+def _check_secrets(options: argparse.Namespace) -> None:
+    """Raises: ConfigError when a file of tokens or keys cannot be used."""
+    from hexz.access import Tokens
+    from hexz.servers.s3.access import KeyFile
+
+    if options.token_file:
+        Tokens(options.token_file)
+    if options.s3_keys_file:
+        KeyFile(options.s3_keys_file)
+
+
+def _place_at(address: Address) -> Place:
+    if isinstance(address, TcpAddress):
+        return tcp_place(address.host, f"--bind {address.host}")
+    return Place(Reach.SOCKET, address.path)
 
 
 def _listeners(
@@ -201,8 +242,7 @@ def _http(serving: _Serving) -> Service:
     from hexz.servers.images.application import ImagesApplication
 
     options, running = serving.options, serving.running
-    token_file = options.token_file or credential("tokens")
-    tokens = Tokens(token_file) if token_file else None
+    tokens = Tokens(options.token_file) if options.token_file else None
     if tokens is not None:
         running.on_reload("tokens", tokens.reload)
     registry = Registry(serving.catalog, options.images_dir, tuple(options.images_allow))
@@ -224,11 +264,10 @@ def _s3(serving: _Serving) -> Service:
     from hexz.servers.s3.application import S3Application
 
     options = serving.options
-    key_file = options.s3_keys_file or credential("s3-keys")
-    keys = KeyFile(key_file) if key_file else None
+    keys = KeyFile(options.s3_keys_file) if options.s3_keys_file else None
     if keys is not None:
         serving.running.on_reload("S3 keys", keys.reload)
-    policy = S3Policy(Gate(None, serving.limit), keys, options.allow_anonymous or keys is None)
+    policy = S3Policy(Gate(None, serving.limit), keys)
     application = S3Application(serving.catalog, keys, tuple(options.s3_domain))
     metrics = serving.catalog.context.metrics
     return HttpService(application, policy, serving.access_log, serving.tls, options.cors, "s3", RULES, metrics)

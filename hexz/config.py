@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import ipaddress
 import re
 from collections.abc import Sequence
 from typing import NamedTuple, NoReturn
 
 from hexz import __version__
 from hexz.errors import UnitError, UsageError
+from hexz.exposure import Access, parse_anonymous, tcp_place
+from hexz.secrets import credential
 from hexz.servers.addresses import Address, TcpAddress, UnixAddress
 from hexz.units import parse_size
 
-__all__ = ["DEFAULT_PORTS", "UNIT_KINDS", "Settings", "parse_arguments"]
+__all__ = ["DEFAULT_PORTS", "UNIT_KINDS", "Settings", "access_of", "parse_arguments"]
 
 DEFAULT_PORTS = {"http": 8080, "nbd": 10809, "s3": 9000}
 """The TCP port of each protocol when none is given."""
@@ -108,7 +109,13 @@ def _listening(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--nbd-socket", metavar="PATH", help="serve NBD on this unix socket")
     group.add_argument("--bind", default="127.0.0.1", metavar="ADDR", help="address to listen on (default %(default)s)")
     group.add_argument(
-        "--allow-anonymous", action="store_true", help="let --bind open the snapshots to a network without a token"
+        "--allow-anonymous",
+        action="append",
+        default=[],
+        nargs="?",
+        metavar="PROTOCOL,...",
+        help="let everybody on a network read over these protocols (--allow-anonymous=nbd,s3); "
+        "without = over the one that listens there",
     )
     group.add_argument(
         "--token-file", metavar="FILE", help="bearer tokens for HTTP: a NAME TOKEN line each; read again on SIGHUP"
@@ -248,7 +255,11 @@ def parse_arguments(arguments: Sequence[str]) -> Settings:
 
     Raises: UsageError; SystemExit after --help and --version.
     """
-    options = _parser().parse_args(list(arguments))
+    options = _parser().parse_args(_with_equals_sign(arguments))
+    options.token_file = options.token_file or credential("tokens")
+    options.s3_keys_file = options.s3_keys_file or credential("s3-keys")
+    options.password_file = options.password_file or credential("password")
+    options.seal_key_file = options.seal_key_file or credential("seal-key")
     if options.log_file and not options.daemon:
         raise UsageError("--log-file goes with --daemon; otherwise the log is standard error")
     if options.upgrade and not (options.control and options.supervisor):
@@ -301,25 +312,28 @@ def _apply_port(options: argparse.Namespace, listen: dict[str, list[Address]]) -
     listen[protocol] = [TcpAddress(options.bind, options.port), *sockets]
 
 
+def access_of(options: argparse.Namespace) -> Access:
+    """The rules of who may do what.  Raises: UsageError."""
+    given = {"http": options.token_file, "s3": options.s3_keys_file}
+    tls = "required" if options.tls_cert else "off"
+    return Access(
+        [protocol for protocol, path in given.items() if path],
+        parse_anonymous(options.allow_anonymous),
+        {"http": tls, "s3": tls, "nbd": options.nbd_tls or tls},
+        images=options.images_dir is not None,
+    )
+
+
 def _check_exposure(options: argparse.Namespace, listen: dict[str, list[Address]]) -> None:
-    if _is_loopback(options.bind) or options.allow_anonymous:
-        return
+    access = access_of(options)
     for protocol, addresses in listen.items():
-        if not any(isinstance(address, TcpAddress) for address in addresses):
-            continue
-        # NBD has no tokens: TLS alone does not say who may read.
-        option = {"http": "--token-file", "s3": "--s3-keys-file"}.get(protocol)
-        given = {"http": options.token_file, "s3": options.s3_keys_file}.get(protocol)
-        if given is None:
-            remedy = f"give {option}, or " if option else ""
-            raise UsageError(
-                f"--bind {options.bind} would open the snapshots to a network over {protocol.upper()}: "
-                f"{remedy}add --allow-anonymous if that is meant"
-            )
+        for address in addresses:
+            if isinstance(address, TcpAddress):
+                access.grant(protocol, tcp_place(address.host, f"--bind {address.host}"))
 
 
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+def _with_equals_sign(arguments: Sequence[str]) -> list[str]:
+    """--allow-anonymous written so that the argument behind it, a snapshot, is not taken for its value."""
+    given = list(arguments)
+    end = given.index("--") if "--" in given else len(given)
+    return [f"{word}=" if word == "--allow-anonymous" and at < end else word for at, word in enumerate(given)]

@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable
+
 from hexz.errors import ConfigError
 from hexz.format.seal import seal_key
 
-__all__ = ["MAX_PASSWORD", "SHORTEST_SEAL_KEY", "read_key", "read_password", "read_seal_key"]
+__all__ = [
+    "CREDENTIALS",
+    "MAX_PASSWORD",
+    "SHORTEST_SEAL_KEY",
+    "credential",
+    "read_key",
+    "read_password",
+    "read_seal_key",
+    "unused_credentials",
+]
+
+CREDENTIALS = ("tokens", "s3-keys", "password", "seal-key")
+"""The names under which the service manager may pass secrets (systemd.exec(5), LoadCredential=)."""
 
 MAX_PASSWORD = 4096
 """Longest password, bytes."""
@@ -66,3 +81,21 @@ def read_seal_key(path: str | None) -> bytes | None:
     if not SHORTEST_SEAL_KEY <= len(secret) <= MAX_PASSWORD:
         raise ConfigError(f"{path}: the key of seals has {SHORTEST_SEAL_KEY} to {MAX_PASSWORD} bytes")
     return seal_key(secret)
+
+
+def credential(name: str) -> str | None:
+    """The path of a secret that the service manager passed, one of `CREDENTIALS`, if it did."""
+    folder = os.environ.get("CREDENTIALS_DIRECTORY")
+    path = f"{folder}/{name}" if folder else ""
+    return path if path and os.path.isfile(path) else None
+
+
+def unused_credentials(used: Iterable[str | None]) -> list[str]:
+    """Secrets that the service manager passed under names that mean nothing here, and whose paths are not `used`."""
+    folder = os.environ.get("CREDENTIALS_DIRECTORY")
+    try:
+        names = sorted(os.listdir(folder)) if folder else []
+    except OSError:
+        return []
+    known = {os.path.realpath(path) for path in used if path}
+    return [name for name in names if name not in CREDENTIALS and os.path.realpath(f"{folder}/{name}") not in known]

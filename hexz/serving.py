@@ -6,7 +6,7 @@ import logging
 import os
 
 from hexz import __version__
-from hexz.assembly import assemble, open_catalog
+from hexz.assembly import assemble, describe_listeners, open_catalog
 from hexz.catalog import Catalog
 from hexz.config import Settings
 from hexz.daemon.detach import Readiness, Report
@@ -42,7 +42,7 @@ def serve(settings: Settings, readiness: Readiness, notifier: Notifier) -> int:
         passed = take_passed_sockets()
         catalog = open_catalog(settings)
         if options.check:
-            return _print_check(catalog)
+            return _print_check(catalog, describe_listeners(settings, passed))
         try:
             running = assemble(settings, catalog, notifier, passed)
         except ListenError as error:
@@ -58,6 +58,7 @@ def serve(settings: Settings, readiness: Readiness, notifier: Notifier) -> int:
             held = [PidFile(options.pid_file)]
         _announce(running, catalog, held, logs)
         running.trap_signals()
+        running.say_warnings()
         readiness.report(Report(0, [*(f"listening {url}" for url in running.urls()), *notes]))
         notifier.ready(running.summary())
         running.run(options.drain_timeout)
@@ -102,7 +103,7 @@ def _suffix(running: Running) -> str:
     return url.rpartition(":")[2] if url.rpartition(":")[2].isdigit() else str(os.getpid())
 
 
-def _print_check(catalog: Catalog) -> int:
+def _print_check(catalog: Catalog, listeners: list[str]) -> int:
     for name in catalog.names():
         with catalog.lease(name) as snapshot:
             streams = ", ".join(f"{stream.name} {format_size(stream.size)}" for stream in snapshot.streams.values())
@@ -110,4 +111,6 @@ def _print_check(catalog: Catalog) -> int:
             seal = snapshot.storage.seal
             sealed = f", sealed ({seal.kind})" if seal is not None else ""
             print(f"{name}{mark}: {snapshot.path}: {snapshot.layout}, {streams or 'no streams'}{sealed}")
+    for line in listeners:
+        print(line)
     return 0

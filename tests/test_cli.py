@@ -154,4 +154,6 @@ def test_check_prints_what_would_be_served() -> None:
     ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0 and done.stderr == ""
-    assert [line.split(":")[0] for line in done.stdout.splitlines()] == ["one (default)", "0.4.5-zstd-onebyte"]
+    *snapshots, listener = done.stdout.splitlines()
+    assert [line.split(":")[0] for line in snapshots] == ["one (default)", "0.4.5-zstd-onebyte"]
+    assert listener == "http://127.0.0.1:8080/ reads: every user of this machine; writes: nobody"

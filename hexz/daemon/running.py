@@ -49,11 +49,25 @@ class Running:
         self._reload = False
         self._summarise = False
         self._reloading: threading.Thread | None = None
+        self._unsaid: list[str] | None = []  # warnings, until the log is where it will stay
 
     def live_by(self, lifecycle: Lifecycle, control: Front | None) -> None:
         """Let `lifecycle` say what to do at the end; `control` accepts on the control socket, if there is one."""
         self._lifecycle = lifecycle
         self._control = control
+
+    def warn(self, line: str) -> None:
+        """Log what somebody may not have meant, now or, before the log is where it will stay, in `say_warnings`."""
+        if self._unsaid is None:
+            log.warning("%s", line)
+        else:
+            self._unsaid.append(line)
+
+    def say_warnings(self) -> None:
+        """Log the warnings so far; from now on each is logged at once."""
+        unsaid, self._unsaid = self._unsaid or [], None
+        for line in unsaid:
+            log.warning("%s", line)
 
     def on_reload(self, what: str, action: Callable[[], None]) -> None:
         """Do `action` on SIGHUP; its failure is logged and leaves the rest alone."""

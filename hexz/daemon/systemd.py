@@ -13,7 +13,7 @@ import time
 
 from hexz.errors import ConfigError
 
-__all__ = ["FIRST_PASSED", "Notifier", "credential", "take_passed_sockets"]
+__all__ = ["FIRST_PASSED", "Notifier", "take_passed_sockets"]
 
 SEND_S = 5
 """How long a message may wait for room in the manager's queue."""
@@ -132,10 +132,3 @@ def take_passed_sockets() -> list[tuple[str, socket.socket]]:
             raise ConfigError(f"descriptor {fd} was passed and is no listening stream socket")
         found.append((names[index] if index < len(names) else "", sock))
     return found
-
-
-def credential(name: str) -> str | None:
-    """The path of a secret that the service manager passed (systemd.exec(5), LoadCredential=), if it did."""
-    folder = os.environ.get("CREDENTIALS_DIRECTORY")
-    path = f"{folder}/{name}" if folder else ""
-    return path if path and os.path.isfile(path) else None

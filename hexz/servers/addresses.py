@@ -12,8 +12,20 @@ from typing import NamedTuple, Union
 from urllib.parse import quote
 
 from hexz.errors import ListenError
+from hexz.exposure import Place, Reach, tcp_place
 
-__all__ = ["BACKLOG", "Address", "TcpAddress", "UnixAddress", "open_socket", "peer_uid", "unlink_socket", "url_of"]
+__all__ = [
+    "BACKLOG",
+    "Address",
+    "TcpAddress",
+    "UnixAddress",
+    "open_socket",
+    "peer_uid",
+    "place_of",
+    "unlink_socket",
+    "url_at",
+    "url_of",
+]
 
 BACKLOG = 1024
 """Connections that the kernel keeps waiting; it cuts this down to net.core.somaxconn."""
@@ -151,6 +163,27 @@ def peer_uid(sock: socket.socket) -> int:
     return int(_CREDENTIALS.unpack(data)[1])
 
 
+def place_of(sock: socket.socket, own_path: str | None = None) -> Place:
+    """Who can reach a listening socket, wherever it came from; `own_path` as in `url_of`."""
+    where = sock.getsockname()
+    if sock.family == socket.AF_UNIX:
+        path = own_path or where
+        return Place(Reach.SOCKET, f"the socket {os.fsdecode(path)!r}", crowded=_is_crowded(path))
+    if sock.family in (socket.AF_INET, socket.AF_INET6):
+        return tcp_place(where[0], f"a socket at {TcpAddress(where[0], where[1])}")
+    return Place(Reach.NETWORK, f"a socket at {where}")
+
+
+def _is_crowded(path: str | bytes) -> bool:
+    """Whether every user of the machine may connect to a unix socket (unix(7)): an abstract one has no mode at all."""
+    if isinstance(path, bytes) or not path:
+        return True
+    try:
+        return bool(os.stat(path).st_mode & stat.S_IWOTH)
+    except OSError:
+        return False
+
+
 def url_of(scheme: str, sock: socket.socket, own_path: str | None = None) -> str:
     """How a client writes the address of a listening socket: ``http://127.0.0.1:8080/``, ``nbd+unix:///?socket=P``.
 
@@ -159,8 +192,14 @@ def url_of(scheme: str, sock: socket.socket, own_path: str | None = None) -> str
     where = sock.getsockname()
     if sock.family == socket.AF_UNIX:
         where = own_path or where
-        path = os.fsdecode(where) if isinstance(where, bytes) else where
-        if scheme.startswith("nbd"):
-            return f"{scheme}+unix:///?socket={quote(path)}"
-        return f"{scheme}+unix://{quote(path, safe='')}"
-    return f"{scheme}://{TcpAddress(where[0], where[1])}/"
+        return url_at(scheme, UnixAddress(os.fsdecode(where)))
+    return url_at(scheme, TcpAddress(where[0], where[1]))
+
+
+def url_at(scheme: str, address: Address) -> str:
+    """The same for an address."""
+    if isinstance(address, TcpAddress):
+        return f"{scheme}://{address}/"
+    if scheme.startswith("nbd"):
+        return f"{scheme}+unix:///?socket={quote(address.path)}"
+    return f"{scheme}+unix://{quote(address.path, safe='')}"

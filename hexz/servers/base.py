@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from hexz.exposure import OWN, Grant
 from hexz.servers.addresses import BACKLOG, Address, UnixAddress, open_socket, unlink_socket, url_of
 
 __all__ = ["DEFAULT_MAX_CONNECTIONS", "Connection", "Give", "Listener", "Service", "Summons"]
@@ -176,8 +177,11 @@ class Listener:
         own_path: str | None = None,
         shared: bool = False,
         inode: int = 0,
+        grant: Grant = OWN,
     ) -> None:
-        """`own_path` is the unix socket to remove at the end; sockets passed by a supervisor have none.
+        """`grant` is what strangers may do here.
+
+        `own_path` is the unix socket to remove at the end; sockets passed by a supervisor have none.
 
         Only as long as it has `inode`, by default the one that it has now: the name may lead to another socket.
         `shared`: somebody else holds the socket too, and connections that wait at the end are for the successor.
@@ -185,6 +189,7 @@ class Listener:
         sock.setblocking(False)
         self.sock = sock
         self.service = service
+        self.grant = grant
         self.max_connections = max_connections
         self.url = url_of(service.scheme, sock, own_path)
         self.shared = shared

@@ -105,6 +105,22 @@ def test_settings_that_do_not_fit_leave_the_successor_as_it_was(
     chain.now.stop()
 
 
+def test_a_successor_opens_nothing_to_a_network_that_its_own_options_do_not(
+    tmp_path: Path, supervisor: Supervisor, snapshot_file: Path
+) -> None:
+    chain = Chain(tmp_path, supervisor, "--bind", "0.0.0.0", "--http-port", 0, "--allow-anonymous", snapshot_file)
+    done(supervisor.receive(chain.now.control))
+    arguments = ("--supervisor", supervisor.path, "--upgrade", snapshot_file)
+    with Controlled(tmp_path / "new.sock", *arguments) as new:
+        refused = supervisor.send(new.control)
+        assert refused.status >= 400 and "--allow-anonymous=http" in refused.message
+        assert new.state == "INIT"
+    with Controlled(tmp_path / "new.sock", *arguments, "--allow-anonymous=http") as new:
+        done(supervisor.send(new.control))
+        assert new.state == "READY"
+    chain.now.stop()
+
+
 def test_a_successor_that_ends_before_its_start_leaves_the_other_alone(
     tmp_path: Path, supervisor: Supervisor, snapshot_file: Path, http_socket: Path
 ) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from hexz.catalog import Catalog
+from hexz.exposure import OWN
 from hexz.servers.addresses import TcpAddress
 from hexz.servers.base import Listener
 from hexz.servers.front import Front
@@ -98,15 +99,20 @@ class Serving:
     """A running server; `catalog` may be changed while it runs."""
 
     def __init__(self, snapshots: dict[str, Any], **settings: Any) -> None:
-        """`settings` go to `HttpService`, but for `cache_size`, `max_range`, `max_connections` and `application`."""
+        """`settings` go to `HttpService`, but for `cache_size`, `max_range`, `application` and the listener's.
+
+        Those are `max_connections` and `grant`.
+        """
         self.catalog = Catalog(new_context(settings.pop("cache_size", 64 << 20)))
         for name, path in snapshots.items():
             self.catalog.add(name, str(path))
         most = settings.pop("max_connections", 256)
         most_bytes = settings.pop("max_range", 0)
         self.application: Application = settings.pop("application", CatalogApplication(self.catalog, most_bytes))
+        grant = settings.pop("grant", OWN)
         self.front = Front()
         self.listener = Listener.open(TcpAddress("127.0.0.1", 0), HttpService(self.application, **settings), most)
+        self.listener.grant = grant
         self.front.add(self.listener)
         self.address: tuple[str, int] = self.listener.sock.getsockname()
         self.url = f"http://127.0.0.1:{self.address[1]}"

@@ -224,7 +224,7 @@ def main() -> int:
         folder = Path(name)
         keys = folder / "keys"
         keys.write_text("".join(f"{access_key} {secret}\n" for access_key, secret in KEYS.values()))
-        policy = S3Policy(Gate(), KeyFile(str(keys)), False)
+        policy = S3Policy(Gate(), KeyFile(str(keys)))
         with serving({}, application=WithSetUp(MemoryCatalog()), gate=policy, rules=RULES, scheme="s3") as server:
             write_configuration(folder / "conf", server.address[1])
             outcomes = [run(file, wanted, folder / "conf") for file, wanted in RUN.items()]

@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 
 from hexz.access import Gate, parse_rate_limit
 from hexz.catalog import Catalog
+from hexz.exposure import Grant
 from hexz.servers.s3.access import KeyFile, S3Policy
 from hexz.servers.s3.answers import RULES
 from hexz.servers.s3.application import S3Application
@@ -68,8 +69,9 @@ def serving_s3(
     catalog = Catalog(new_context(64 << 20))
     for name, path in snapshots.items():
         catalog.add(name, str(path))
-    policy = S3Policy(Gate(None, parse_rate_limit(limit)), keys, anonymous)
-    with serving({}, application=S3Application(catalog, keys, domains), gate=policy, rules=RULES, **settings) as server:
+    policy = S3Policy(Gate(None, parse_rate_limit(limit)), keys)
+    settings = {"gate": policy, "rules": RULES, "grant": Grant(anonymous), **settings}
+    with serving({}, application=S3Application(catalog, keys, domains), **settings) as server:
         server.catalog = catalog
         server.policy = policy  # type: ignore[attr-defined]
         yield server

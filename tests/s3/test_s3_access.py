@@ -251,9 +251,17 @@ def test_anybody_may_learn_the_region(endpoint: Endpoint) -> None:
 
 def test_keys_and_the_anonymous(snapshot_file: Path, tmp_path: Path) -> None:
     keys = write_keys(tmp_path)
-    with Server("--s3-port", 0, "--s3-keys-file", keys, "--allow-anonymous", snapshot_file) as server:
+    for anonymous, status in (
+        ("--allow-anonymous=nbd", 403),
+        ("--allow-anonymous", 403),
+        ("--allow-anonymous=s3", 200),
+    ):
+        with Server("--s3-port", 0, "--s3-keys-file", keys, anonymous, snapshot_file) as server:
+            url = server.urls["s3"].replace("s3:", "http:").rstrip("/")
+            assert fetch(f"{url}/snap/info.json")[0] == status
+            assert client_for(url).list_buckets()["Buckets"]
+    with Server("--s3-port", 0, "--s3-keys-file", keys, "--allow-anonymous=s3", snapshot_file) as server:
         url = server.urls["s3"].replace("s3:", "http:").rstrip("/")
-        assert fetch(f"{url}/snap/info.json")[0] == 200
         stranger = client_for(url, "STRANGER", SECRET)
         assert refusal(lambda: stranger.list_buckets()) == (403, "InvalidAccessKeyId")
         assert client_for(url).list_buckets()["Buckets"]

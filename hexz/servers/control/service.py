@@ -8,6 +8,7 @@ from collections.abc import Collection
 from typing import Any
 
 from hexz.access import AccessEntry
+from hexz.exposure import OWN, Grant
 from hexz.protocol.http.head import RequestHead
 from hexz.protocol.http.responses import Response
 from hexz.protocol.nydus.refusals import refusal_response
@@ -32,7 +33,7 @@ class _PeerPolicy:
         self._may_change = uid in trusted
         self._uid = uid
 
-    def admit(self, head: RequestHead, peer: str) -> tuple[str | None, Response | None]:
+    def admit(self, head: RequestHead, peer: str, grant: Grant = OWN) -> tuple[str | None, Response | None]:
         """The user as a name, and a refusal (403) if there is one."""
         if self._may_change or head.method in READING:
             return f"uid {self._uid}", None

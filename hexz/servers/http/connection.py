@@ -30,6 +30,7 @@ from typing import NamedTuple, Protocol
 
 from hexz.access import AccessEntry
 from hexz.errors import BlockError, HexzError
+from hexz.exposure import OWN, Grant
 from hexz.metrics import Metrics
 from hexz.protocol.http.cors import Cors
 from hexz.protocol.http.dates import format_date
@@ -62,8 +63,10 @@ def _plain_refusal(status: int, message: str, error: RequestError | None) -> Res
 
 
 class Request(NamedTuple):
-    """What an application gets: the head, the body, and who asks (`token` is the name of the token used).
+    """What an application gets: the head, the body, and who asks.
 
+    `token` is the name of the token used; `may_write` says that this client may write to images that have no token
+    of their own.
     `watch` is for work that may take longer than a moment: called now and then, it ends it once the client has gone.
     """
 
@@ -73,6 +76,7 @@ class Request(NamedTuple):
     secure: bool
     token: str | None
     watch: Callable[[], None] = lambda: None
+    may_write: bool = True
 
 
 class Application(Protocol):
@@ -85,8 +89,11 @@ class Application(Protocol):
 class Policy(Protocol):
     """Who may ask: consulted before the application."""
 
-    def admit(self, head: RequestHead, peer: str) -> tuple[str | None, Response | None]:
-        """The token's name if one was used, and a refusal if there is one."""
+    def admit(self, head: RequestHead, peer: str, grant: Grant = OWN) -> tuple[str | None, Response | None]:
+        """The token's name if one was used, and a refusal if there is one.
+
+        `grant` is what the listener lets those do who show no token.
+        """
 
     def renewal(self, peer: str) -> Callable[[], bool] | None:
         """Asked before `admit`: what later admits another request that differs in its range alone.
@@ -150,6 +157,7 @@ class HttpConnection:
         scheme = connection.listener.service.scheme
         self._counting = Counting(metrics or Metrics(), scheme, connection.peer)
         self._sock = connection.sock
+        self._grant = connection.listener.grant
         self._secure = isinstance(connection.sock, ssl.SSLSocket)
         self._application = application
         self._policy = policy
@@ -202,10 +210,10 @@ class HttpConnection:
         response = self._cors.preflight(head) if self._cors is not None else None
         token = None
         if response is None:
-            token, response = self._policy.admit(head, self._connection.peer)
+            token, response = self._policy.admit(head, self._connection.peer, self._grant)
         if response is None:
-            watch = PeerWatch(self._connection)
-            response = self._ask(Request(head, body, self._connection.peer, self._secure, token, watch))
+            watch, may_write = PeerWatch(self._connection), self._grant.lets_write(token)
+            response = self._ask(Request(head, body, self._connection.peer, self._secure, token, watch, may_write))
         keep_alive = head.keep_alive and not response.close
         if self._connection.draining:
             # What came along is answered too: nobody has told the client that it will not be.

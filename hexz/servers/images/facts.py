@@ -84,5 +84,7 @@ class Flush(Resource):
 
     def post(self) -> Response:
         """Put what was written on the disk; on a read-only image there is nothing to do."""
+        if not self.image.registration.read_only:
+            self.check_writer()
         self.open(writing=True).flush()
         return json_answer({"ok": True})

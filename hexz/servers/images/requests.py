@@ -83,6 +83,20 @@ class Resource:
             self.request.watch()
             yield item
 
+    @property
+    def may_write(self) -> bool:
+        """Whether this client may change the image: whoever has the image's own token may."""
+        return self.request.may_write or bool(self.image.registration.token)
+
+    def check_writer(self) -> None:
+        """Raises: Refusal (403) when this client may not change the image."""
+        if not self.may_write:
+            raise Refusal(
+                403,
+                "from the network nobody may write to this image without a token: "
+                "give it a token in its registration, or start the server with --token-file",
+            )
+
     def open(self, writing: bool = False, turn: bool = True) -> Session:
         """A session for as long as the response takes, when it is this request's turn.
 

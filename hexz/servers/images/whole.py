@@ -34,12 +34,12 @@ class Whole(Resource):
         """What this image can do, as it is now."""
         session = self.open(turn=False)
         able, image = session.abilities, self.image
-        writable = able.write or able.replace
+        writable = self.may_write and (able.write or able.replace)
         features = ["checksum"]
         # An empty image has no extents, and oVirt's client cannot do with an empty list.
         features += ["extents"] if able.extents and session.size else []
-        features += ["flush"] if able.flush else []
-        features += ["zero"] if able.zero else []
+        features += ["flush"] if able.flush and self.may_write else []
+        features += ["zero"] if able.zero and self.may_write else []
         limits = image.registration
         return json_answer(
             {
@@ -55,9 +55,10 @@ class Whole(Resource):
             *self.allow(self.possible(session)),
         )
 
-    @staticmethod
-    def possible(session: Session) -> tuple[str, ...]:
+    def possible(self, session: Session) -> tuple[str, ...]:
         """The methods that this image answers with more than a refusal."""
+        if not self.may_write:
+            return ("OPTIONS", "GET", "HEAD")
         able = session.abilities
         put = ("PUT",) if able.write or able.replace else ()
         return ("OPTIONS", "GET", "HEAD", *put, *(("PATCH",) if able.write else ()))
@@ -177,6 +178,7 @@ class Whole(Resource):
                 if self.image.registration.read_only and self.image.registration.backend != "hexz":
                     raise Refusal(403, "this image is registered read-only")
                 raise Refusal(405, f"{method} is not possible on this image", *self.allow(self.possible(session)))
+        self.check_writer()
         return self.open(writing=True)
 
     def body_length(self) -> int:

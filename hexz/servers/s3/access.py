@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from hexz.access import Gate
 from hexz.errors import ConfigError
+from hexz.exposure import OWN, Grant
 from hexz.protocol.http.head import RequestHead
 from hexz.protocol.http.responses import Response
 from hexz.protocol.s3.errors import S3Error
@@ -100,37 +101,29 @@ class KeyFile:
 class S3Policy:
     """The rate limit first, then the signature."""
 
-    def __init__(
-        self, gate: Gate, keys: KeyFile | None, anonymous: bool, clock: Callable[[], float] = time.time
-    ) -> None:
-        """Without `keys` there is nothing to check a signature against, and everybody is anonymous.
-
-        `anonymous` lets those in who do not sign.
-        """
+    def __init__(self, gate: Gate, keys: KeyFile | None, clock: Callable[[], float] = time.time) -> None:
+        """Without `keys` there is nothing to check a signature against, and everybody is anonymous."""
         self._gate = gate
         self._keys = keys
-        self._anonymous = anonymous
         self._clock = clock
 
-    def admit(self, head: RequestHead, peer: str) -> tuple[str | None, Response | None]:
-        """The access key that signed the request, and a refusal if there is one."""
-        _, refusal = self._gate.admit(head, peer)
+    def admit(self, head: RequestHead, peer: str, grant: Grant = OWN) -> tuple[str | None, Response | None]:
+        """The access key that signed the request, and a refusal if there is one; `grant` is that of the listener."""
+        _, refusal = self._gate.admit(head, peer, grant)
         try:
             if refusal is not None:
                 retry = tuple(header for header in refusal.headers if header[0] == "Retry-After")
                 raise S3Error("SlowDown", None, (), retry)
-            return self._who(head), None
+            return self._who(head, grant), None
         except S3Error as error:
             return None, refusal_of(error, head)
 
-    def _who(self, head: RequestHead) -> str | None:
+    def _who(self, head: RequestHead, grant: Grant) -> str | None:
         if self._keys is None:
-            if not self._anonymous:
-                raise S3Error("AccessDenied")
             return None
         claim = parse_claim(head)
         if claim is None:
-            if not self._anonymous:
+            if not grant.anonymous:
                 raise S3Error("AccessDenied")
             return None
         check_time(claim, self._clock())
