@@ -104,6 +104,13 @@ class BlockMap:
         self._starts[first:last] = [part.start for part in joined]
         return freed
 
+    def growth(self, run: Run) -> int:
+        """At most how many runs there are more, or at least how many fewer, once `run` is set."""
+        first, last = self._overlapping(run.start, run.end)
+        old = self._runs[first:last]
+        kept = bool(old) and (old[0].start < run.start) + (old[-1].end > run.end)
+        return 1 + kept - len(old)
+
     def _overlapping(self, start: int, end: int) -> tuple[int, int]:
         first = bisect_right(self._starts, start) - 1
         if first < 0 or self._runs[first].end <= start:
@@ -143,6 +150,15 @@ class Slots:
             taken.append(SlotRun(self.top, count))
             self.top += count
         return taken
+
+    def withhold(self, top: int) -> list[SlotRun]:
+        """Take all that is free, and what is not used of the slots below `top`."""
+        runs, self._free = self._free, []
+        if top > self.top:
+            runs.append(SlotRun(self.top, top - self.top))
+            self.top = top
+        self.in_use += sum(run.length for run in runs)
+        return runs
 
     def give_back(self, runs: list[SlotRun]) -> None:
         """Free `runs` for use again."""

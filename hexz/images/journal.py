@@ -130,13 +130,13 @@ def record_seed(head: bytes) -> int:
     return zlib.crc32(head[:HEAD_SIZE])
 
 
-def parse_records(data: bytes, head: Head, seed: int) -> list[Record]:
-    """The records at the beginning of `data` that are whole and possible."""
+def parse_records(data: bytes, head: Head, seed: int, before: int = 0) -> list[Record]:
+    """The records at the beginning of `data`, `before` others, that are whole and possible."""
     records: list[Record] = []
     blocks = head.blocks
     for start, slot, count, data_crc, crc in _RECORD.iter_unpack(data[: len(data) // RECORD_SIZE * RECORD_SIZE]):
         body = _BODY.pack(start, slot, count, data_crc)
-        possible = start + count <= blocks if count else start == len(records)
+        possible = start + count <= blocks if count else start == before + len(records)
         if zlib.crc32(body, seed) != crc or not possible:
             break
         records.append(Record(Run(start, count, slot), data_crc))

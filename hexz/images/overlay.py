@@ -8,6 +8,7 @@ from collections.abc import Generator, Iterator, Sequence
 from hexz.images.backend import Abilities, Backend, BackendDown, ImageExtent, Session
 from hexz.images.hexz import OpenStream, zero_extents
 from hexz.images.journal import Head
+from hexz.images.places import Place
 from hexz.images.store import OverlayStore
 from hexz.snapshot import Stream
 
@@ -24,8 +25,8 @@ class OverlayBackend(Backend):
     The lease of the snapshot is kept until `close`: what lies below must not go away.
     """
 
-    def __init__(self, path: str, open_stream: OpenStream, quota: int = 0, read_only: bool = False) -> None:
-        self._path = path
+    def __init__(self, path: str | Place, open_stream: OpenStream, quota: int = 0, read_only: bool = False) -> None:
+        self._place = Place.of(path) if isinstance(path, str) else path
         self._open_stream = open_stream
         self._quota = quota
         self._read_only = read_only
@@ -38,7 +39,7 @@ class OverlayBackend(Backend):
         """A session; the first one opens the overlay, or makes it."""
         with self._lock:
             if self._closed:
-                raise BackendDown(self._path, "the image was taken out of service")
+                raise BackendDown(self._place.path, "the image was taken out of service")
             if self._store is None:
                 self._lease, self._stream = self._open_stream()
                 try:
@@ -51,7 +52,7 @@ class OverlayBackend(Backend):
 
     def _open_store(self, stream: Stream) -> OverlayStore:
         head = Head(stream.size, BLOCK_SIZE, stream.etag, stream.snapshot.path, stream.name)
-        return OverlayStore(self._path, head, stream.read, self._quota)
+        return OverlayStore(self._place, head, stream.read, self._quota, self._read_only)
 
     def leave(self) -> None:
         """A session ended."""

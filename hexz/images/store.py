@@ -1,29 +1,44 @@
-"""An overlay's two files, and how they survive a kill at any moment.
+"""An overlay's data and its map, and how they survive a kill at any moment.
 
 The data file has slots of one block each; a block that is written always goes to
 a slot that nothing on the disk refers to, so that what was there before stays
 whole.  The journal (`hexz.images.journal`) says which block is in which slot.
 Slots that were overwritten become free only when a flush has put the newer state
-on the disk.  Opening replays the journal and writes it anew, short.
+on the disk.  Opening replays the journal and writes nothing; before the first
+write it is written anew, short.
+
+After an error of the disk that leaves in doubt what is on it, the next write or
+flush first puts there again what was written since the last flush, of which every
+CRC-32 is known, and begins a new journal.  Where that does not succeed nothing
+more is written, and no flush says that it was.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import logging
 import os
 import threading
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 
-from hexz.images.backend import ImageError
+from hexz.images.backend import BackendDown, ImageError, NotAble
 from hexz.images.blockmap import ZERO_SLOT, BlockMap, Run, SlotRun, Slots
-from hexz.images.journal import HEAD_SIZE, RECORD_SIZE, Head, build_head, build_mark, build_record, record_seed
-from hexz.images.recovery import JOURNAL_SUFFIX, MAX_RUNS, OverlayError, read_journal, replay
+from hexz.images.journal import Head
+from hexz.images.overlay_files import JournalFile, OverlayFiles, OverlayInUse, pwrite_all
+from hexz.images.places import Place
+from hexz.images.recovery import (
+    JOURNAL_SUFFIX,
+    MAX_RUNS,
+    OverlayError,
+    Recovered,
+    crc_of,
+    read_head,
+    recover,
+)
 
-__all__ = ["OverlayFull", "OverlayStore"]
+__all__ = ["OverlayFull", "OverlayInUse", "OverlayStore"]
 
 log = logging.getLogger("hexz.images")
 
@@ -32,7 +47,7 @@ BATCH = 1 << 20
 COMPACT_AT = 1 << 16
 """Records a journal may have, however few runs the map has, before it is written anew."""
 UNFLUSHED_LIMIT = 1 << 30
-"""Bytes of overwritten slots that wait for a flush; one is done when they are more."""
+"""Bytes that are written, and that wait to be overwritten, between two flushes: one is done when they are more."""
 OPTIMISTIC_TRIES = 8
 
 ReadBase = Callable[[int, int], Sequence[memoryview]]
@@ -49,71 +64,68 @@ class OverlayFull(ImageError):
 class OverlayStore:
     """The written blocks of one overlay.  Reads run beside one write; writes wait for each other."""
 
-    def __init__(self, path: str, head: Head, read_base: ReadBase, quota: int = 0) -> None:
-        """Open the overlay at `path`, or make it if there is none; `quota` in bytes of data, 0 = none.
+    def __init__(
+        self, path: str | Place, head: Head, read_base: ReadBase, quota: int = 0, read_only: bool = False
+    ) -> None:
+        """Open the overlay at `path`; `quota` in bytes of data, 0 = none.  Nothing is written yet.
 
         Raises: OverlayError when it lies over other bytes than `head` says, or another process has it; OSError.
         """
-        self.path = path
+        place = Place.of(path) if isinstance(path, str) else path
+        self.path = place.path
         self.quota = quota
+        self._read_only = read_only
         self._read_base = read_base
         self._writing = threading.Lock()  # orders the writers; held while one writes, never taken by a reader
         self._state = threading.Lock()  # guards _map, _generation
-        self._data = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        try:
-            self._lock_files()
-            self.head, self._map = self._recover(head)
-            self._slots = Slots(self._map)
-            self._zero_block = bytes(self.head.block_size)
-            self._start_journal()
-        except BaseException:
-            os.close(self._data)
-            raise
-        self._superseded: list[SlotRun] = []  # guarded by _writing, as all below
-        self._superseded_bytes = 0
         self._generation = 0
-        self._broken = False
-
-    def _lock_files(self) -> None:
+        self._files = OverlayFiles(place, read_only)
         try:
-            fcntl.flock(self._data, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise OverlayError(self.path, "another process has this overlay open") from None
-
-    def _recover(self, wanted: Head) -> tuple[Head, BlockMap]:
-        try:
-            found, _, records = read_journal(self.path)
-        except FileNotFoundError:
-            if os.fstat(self._data).st_size:
-                raise OverlayError(self.path, f"it has data, but its journal, *{JOURNAL_SUFFIX}, is missing") from None
-            return wanted, BlockMap()
-        if (found.etag, found.size) != (wanted.etag, wanted.size):
-            log.error("%s: made over %s", self.path, found.snapshot)
-            raise OverlayError(self.path, "this overlay was made over other bytes")
-        head = wanted._replace(block_size=found.block_size)
-        return head, replay(self.path, records, self._data, head.block_size)
-
-    def _start_journal(self) -> None:
-        """Write the journal anew from the map, aside, and let it take the old one's place."""
-        os.fdatasync(self._data)
-        head = build_head(self.head)
-        self._seed = record_seed(head)
-        aside = f"{self.path}{JOURNAL_SUFFIX}.new"
-        journal = os.open(aside, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        try:
-            parts = [head, *(build_record(run, 0, self._seed) for run in self._map)]
-            parts.append(build_mark(len(parts) - 1, self._seed))
-            _pwrite_all(journal, memoryview(b"".join(parts)), 0)
-            os.fsync(journal)
-            os.rename(aside, self.path + JOURNAL_SUFFIX)
-            _sync_directory(self.path)
+            self.head, found = self._recover(head)
         except BaseException:
-            os.close(journal)
+            self._files.close()
             raise
-        old, self._journal = getattr(self, "_journal", None), journal
-        self._records = len(parts) - 1
-        if old is not None:
-            os.close(old)
+        recovered = found or Recovered(BlockMap(), 0, [])
+        self._map = recovered.written
+        self._zero_block = bytes(self.head.block_size)
+        # Guarded by _writing, all below.
+        self._journal = JournalFile(self._files)
+        self._slots = Slots(self._map)
+        self._withheld = self._slots.withhold(self._files.data_blocks(self.head.block_size))
+        """Slots that this process needs no more and that are not known to be free."""
+        self._alone = False
+        self._superseded: list[SlotRun] = []
+        self._unmarked = recovered.unmarked
+        self._unflushed = recovered.unflushed
+        self._waiting_bytes = 0
+        self._rewrite = bool(recovered.unflushed)
+        """What is unflushed may be in the kernel's memory alone, and be taken for written there."""
+        self._doubtful = False  # the same, and it may even be gone from there; read without the lock
+        self._gone = False
+        if found is None and not read_only:
+            with contextlib.suppress(OSError, OverlayFull):  # then it begins with the first write
+                self._renew()
+
+    def _recover(self, wanted: Head) -> tuple[Head, Recovered | None]:
+        """Head and content, None where there is no journal yet."""
+        files = self._files
+        try:
+            journal = files.open_journal()
+        except FileNotFoundError:
+            if files.data_blocks(1):
+                raise OverlayError(self.path, f"it has data, but its journal, *{JOURNAL_SUFFIX}, is missing") from None
+            return wanted, None
+        except OSError as error:
+            raise OverlayError(self.path + JOURNAL_SUFFIX, error.strerror or str(error)) from error
+        try:
+            found = read_head(self.path, journal)
+            if (found.etag, found.size) != (wanted.etag, wanted.size):
+                log.error("%s: made over %s", self.path, found.snapshot)
+                raise OverlayError(self.path, "this overlay was made over other bytes")
+            head = wanted._replace(block_size=found.block_size)
+            return head, recover(self.path, journal, head, files.data)
+        finally:
+            os.close(journal)
 
     @property
     def size(self) -> int:
@@ -171,9 +183,14 @@ class OverlayStore:
         return views
 
     def _read_slots(self, position: int, length: int) -> memoryview:
-        data = os.pread(self._data, length, position)
+        data = os.pread(self._files.data, length, position)
         if len(data) < length:
             raise OverlayError(self.path, "the data file is shorter than its map says")
+        if self._doubtful:
+            first, last = position // self.block_size, (position + length - 1) // self.block_size
+            for run, crc in list(self._unflushed):
+                if run.slot <= last and first < run.slot + run.length:
+                    self._check_kept(run, crc)
         return memoryview(data)
 
     def write(self, offset: int, data: memoryview) -> None:
@@ -183,6 +200,7 @@ class OverlayStore:
         """
         size = self.block_size
         with self._writing:
+            self._begin()
             while data:
                 # Up to the end of a block, so that only the first and the last piece have to be filled up.
                 length = min(len(data), BATCH - offset % size)
@@ -197,6 +215,7 @@ class OverlayStore:
         """
         size, end = self.block_size, offset + length
         with self._writing:
+            self._begin()
             first = -(-offset // size)
             last = self.head.blocks if end == self.size else end // size
             if first >= last:
@@ -205,6 +224,15 @@ class OverlayStore:
             self._zero_bytes(offset, first * size)
             self._append([(Run(first, last - first, ZERO_SLOT), 0)])
             self._zero_bytes(min(last * size, end), end)
+
+    def _begin(self) -> None:
+        """Before anything is written: the journal can be appended to."""
+        if self._read_only:
+            raise NotAble("this image is read-only")
+        if self._gone:
+            raise BackendDown(self.path, "the image was taken out of service")
+        if not self._journal.sound or self._doubtful:
+            self._renew()
 
     def _zero_bytes(self, offset: int, end: int) -> None:
         size = self.block_size
@@ -219,37 +247,48 @@ class OverlayStore:
         block, data = offset // size, self._fill_up(offset, data)
         count = len(data) // size
         zeros = [self._is_zero(data[at : at + size]) for at in range(0, len(data), size)]
+        self._check_room(zeros.count(False))
+        taken: list[SlotRun] = []
         records: list[tuple[Run, int]] = []
         at = 0
-        while at < count:
-            stop = at + 1
-            while stop < count and zeros[stop] == zeros[at]:
-                stop += 1
-            if zeros[at]:
-                records.append((Run(block + at, stop - at, ZERO_SLOT), 0))
+        try:
+            while at < count:
+                stop = at + 1
+                while stop < count and zeros[stop] == zeros[at]:
+                    stop += 1
+                if zeros[at]:
+                    records.append((Run(block + at, stop - at, ZERO_SLOT), 0))
+                else:
+                    slots = self._slots.take(stop - at)
+                    taken += slots
+                    records += self._write_slots(block + at, data[at * size : stop * size], slots)
+                at = stop
+            self._append(records)
+        except BaseException:
+            if self._journal.sound:
+                self._slots.give_back(taken)
             else:
-                records += self._write_slots(block + at, data[at * size : stop * size])
-            at = stop
-        self._append(records)
+                self._withheld += taken  # until a journal has begun that surely does not have them
+            raise
+        if self._waiting_bytes > UNFLUSHED_LIMIT:
+            self._flush()
 
     def _is_zero(self, block: memoryview) -> bool:
         return not any(block[:16]) and block.tobytes() == self._zero_block
 
-    def _write_slots(self, block: int, data: memoryview) -> list[tuple[Run, int]]:
+    def _write_slots(self, block: int, data: memoryview, taken: list[SlotRun]) -> list[tuple[Run, int]]:
         """Put whole blocks into free slots; what the journal has to say of them."""
         size = self.block_size
-        self._check_room(len(data) // size)
         records: list[tuple[Run, int]] = []
-        taken = self._slots.take(len(data) // size)
-        try:
-            for slots in taken:
-                part, data = data[: slots.length * size], data[slots.length * size :]
-                _pwrite_all(self._data, part, slots.slot * size)
-                records.append((Run(block, slots.length, slots.slot), zlib.crc32(part)))
-                block += slots.length
-        except OSError as error:
-            self._slots.give_back(taken)
-            raise _full(self.path, error) from error
+        file = self._files.writable()
+        for slots in taken:
+            part, data = data[: slots.length * size], data[slots.length * size :]
+            try:
+                pwrite_all(file, part, slots.slot * size)
+            except OSError as error:
+                raise _trouble(self.path, error) from error
+            records.append((Run(block, slots.length, slots.slot), zlib.crc32(part)))
+            block += slots.length
         return records
 
     def _fill_up(self, offset: int, data: memoryview) -> memoryview:
@@ -270,92 +309,134 @@ class OverlayStore:
             self._flush()  # frees what was overwritten
             if self._over_quota(count):
                 raise OverlayFull(self.path, f"the quota of {self.quota} bytes is used up")
-        if len(self._map) >= MAX_RUNS:
-            raise OverlayFull(self.path, f"its map has {MAX_RUNS} runs, which is the most")
 
     def _over_quota(self, count: int) -> bool:
         return bool(self.quota) and (self._slots.in_use + count) * self.block_size > self.quota
 
     def _append(self, records: list[tuple[Run, int]]) -> None:
         """Make `records` part of the journal, then of the map; called with _writing."""
-        if self._broken:
-            raise OverlayError(self.path, "writing its journal failed before; it is read-only until it is reopened")
-        end = HEAD_SIZE + self._records * RECORD_SIZE
-        data = b"".join(build_record(run, crc, self._seed) for run, crc in records)
+        # How often blocks are written between two flushes, and that zeros take no place, must not let it grow.
+        if self._journal.records + len(records) > max(COMPACT_AT, 4 * len(self._map)):
+            self._renew()
+        growth = sum(max(self._map.growth(run), 0) for run, _ in records)
+        if growth and len(self._map) + growth > MAX_RUNS:
+            raise OverlayFull(self.path, f"its map has {MAX_RUNS} runs, which is the most")
         try:
-            _pwrite_all(self._journal, memoryview(data), end)
+            self._journal.append(records)
         except OSError as error:
-            self._broken = True
-            os.ftruncate(self._journal, end)
-            self._broken = False
-            raise _full(self.path, error) from error
-        self._records += len(records)
-        with self._state:
-            for run, _ in records:
+            raise _trouble(self.path, error) from error
+        self._unmarked += len(records)
+        for run, crc in records:
+            if run.slot != ZERO_SLOT:
+                self._unflushed.append((run, crc))
+                self._waiting_bytes += run.length * self.block_size
+            with self._state:
                 freed = self._map.set(run)
-                self._superseded += freed
-                self._superseded_bytes += sum(part.length for part in freed) * self.block_size
-        if self._superseded_bytes > UNFLUSHED_LIMIT:
-            self._flush()
+            self._superseded += freed
+            self._waiting_bytes += sum(part.length for part in freed) * self.block_size
 
     def flush(self) -> None:
         """Put everything written so far on the disk.
 
-        Raises: OSError, and then nothing is certain that was written since the last flush.
+        Raises: OverlayFull, OverlayError, OSError, and then nothing is certain that was written since the last flush.
         """
         with self._writing:
-            self._flush()
+            if not self._gone:
+                self._flush()
 
     def _flush(self) -> None:
-        if self._broken:
-            raise OverlayError(self.path, "writing its journal failed before; reopen it")
+        if not self._unmarked:
+            self._reclaim()
+        elif not self._journal.sound or self._doubtful:
+            self._renew()
+        else:
+            try:
+                self._sync_data()
+                self._journal.mark()
+            except OSError as error:
+                raise _trouble(self.path, error) from error
+            self._settle()
+
+    def _sync_data(self) -> None:
         try:
-            if self._records > max(COMPACT_AT, 4 * len(self._map)):
-                self._start_journal()
-            else:
-                os.fdatasync(self._data)
-                end = HEAD_SIZE + self._records * RECORD_SIZE
-                _pwrite_all(self._journal, memoryview(build_mark(self._records, self._seed)), end)
-                self._records += 1
-                os.fdatasync(self._journal)
+            os.fdatasync(self._files.writable())
         except OSError:
-            self._broken = True  # after a failed sync the kernel forgets which pages it could not write
+            # The kernel tells this once, and then takes the pages that it could not write for written.
+            self._rewrite = self._doubtful = True
             raise
+
+    def _renew(self) -> None:
+        """Put everything on the disk that may not be there, and begin a new journal."""
+        try:
+            self._files.writable()
+            if self._rewrite:
+                self._write_again()
+            self._sync_data()
+            self._journal.begin(self.head, self._map)
+        except OSError as error:
+            raise _trouble(self.path, error) from error
+        self._rewrite = self._doubtful = False
+        self._settle()
+
+    def _write_again(self) -> None:
+        """Have the kernel write once more what no flush has put on the disk."""
+        for run, crc in self._unflushed:
+            position, end = run.slot * self.block_size, (run.slot + run.length) * self.block_size
+            self._check_kept(run, crc)
+            while position < end:
+                part = os.pread(self._files.data, min(BATCH, end - position), position)
+                pwrite_all(self._files.writable(), memoryview(part), position)
+                position += len(part)
+
+    def _check_kept(self, run: Run, crc: int) -> None:
+        if crc_of(self._files.data, run, self.block_size) != crc:
+            raise OverlayError(self.path, "the disk lost what had been written since the last flush: reopen it")
+
+    def _settle(self) -> None:
+        """After everything came to be on the disk."""
         with self._state:
             self._generation += 1
-        self._slots.give_back(self._superseded)
-        self._superseded, self._superseded_bytes = [], 0
+        self._withheld += self._superseded
+        self._superseded = []
+        self._unflushed = []
+        self._unmarked = self._waiting_bytes = 0
+        self._reclaim()
+
+    def _reclaim(self) -> None:
+        """Free the slots that nothing on the disk refers to, once nobody can be reading them."""
+        if not self._journal.sound or not self._withheld:
+            return
+        if not self._alone:
+            self._alone = self._files.alone()
+        if self._alone:
+            self._slots.give_back(self._withheld)
+            self._withheld = []
+
+    def give_up(self) -> None:
+        """Write no more, so that another process may; what is read is from now on the same for ever."""
+        with self._writing:
+            if not self._gone and not self._read_only:
+                self._flush_if_possible()
+                self._files.let_go()
+            self._gone = True
+
+    def _flush_if_possible(self) -> None:
+        try:
+            self._flush()
+        except (OSError, ImageError) as error:
+            log.error("cannot flush: %s", error)
 
     def close(self) -> None:
         """Flush if possible, and close both files."""
         with self._writing:
-            if not self._broken:
-                try:
-                    self._flush()
-                except OSError as error:
-                    log.error("%s: cannot flush: %s", self.path, error)
-            os.close(self._journal)
-            os.close(self._data)
+            if not self._gone and not self._read_only:
+                self._flush_if_possible()
+            self._gone = True
+            self._journal.close()
+            self._files.close()
 
 
-def _full(path: str, error: OSError) -> OSError | OverlayFull:
-    """`error` itself, unless it says that there is no room."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return OverlayFull(path, error.strerror or str(error))
-    return error
-
-
-def _pwrite_all(file: int, data: memoryview, position: int) -> None:
-    while data:
-        done = os.pwrite(file, data, position)
-        position += done
-        data = data[done:]
-
-
-def _sync_directory(path: str) -> None:
-    folder = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        with contextlib.suppress(OSError):  # some file systems cannot; their renames are ordered by themselves
-            os.fsync(folder)
-    finally:
-        os.close(folder)
+def _trouble(path: str, error: OSError) -> ImageError:
+    """What an error of the system is to a client."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return (OverlayFull if full else OverlayError)(path, error.strerror or str(error))

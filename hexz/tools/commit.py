@@ -6,11 +6,14 @@ import os
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
-from hexz.errors import SnapshotNotFound, UsageError
+from hexz.errors import SnapshotNotFound, SystemFailure, UsageError
 from hexz.format.codec import Encoder, crc32
 from hexz.format.header import Compression, HeaderError
 from hexz.format.writer import SnapshotWriter
-from hexz.images.recovery import JOURNAL_SUFFIX, read_journal
+from hexz.images.journal import Head
+from hexz.images.overlay_files import OverlayFiles
+from hexz.images.places import Place
+from hexz.images.recovery import JOURNAL_SUFFIX, read_head
 from hexz.images.store import OverlayStore
 from hexz.sealed import NO_POLICY, SealPolicy
 from hexz.snapshot import Snapshot, Stream, new_context, open_snapshot
@@ -51,10 +54,7 @@ def commit(
     not where it was.  Blocks that were written and are what the parent has anyway are left to it.
     Raises: OverlayError, UsageError, SystemFailure, what opening the parent and reading raise.
     """
-    try:
-        head, _, _ = read_journal(overlay)
-    except FileNotFoundError:
-        raise SnapshotNotFound(overlay, "no overlay: there has to be a file of this name and its journal") from None
+    head = _head_of(overlay)
     below = parent or head.snapshot
     context = new_context(CACHE, password, parent_dirs, seals=seals)
     try:
@@ -64,7 +64,7 @@ def commit(
                 raise UsageError(f"{below}: is not the snapshot that {overlay} was made over: name it with --parent")
             family = (snapshot.path for snapshot in (base, *base.ancestors()))
             check_output(out, [overlay, overlay + JOURNAL_SUFFIX, *family])
-            store = OverlayStore(overlay, head, stream.read)
+            store = OverlayStore(overlay, head, stream.read, read_only=True)
             try:
                 with sealed_file(out, seal, seals.key) as file:
                     return _write(store, base, stream, file, out, Compression[compression.upper()], level)
@@ -72,6 +72,26 @@ def commit(
                 store.close()
     finally:
         context.workers.stop()
+
+
+def _head_of(overlay: str) -> Head:
+    """What the overlay lies over.  Raises: OverlayError, SnapshotNotFound, SystemFailure."""
+    try:
+        files = OverlayFiles(Place.of(overlay), read_only=True)
+        try:
+            if files.data < 0:
+                raise FileNotFoundError
+            journal = files.open_journal()
+            try:
+                return read_head(overlay, journal)
+            finally:
+                os.close(journal)
+        finally:
+            files.close()
+    except FileNotFoundError:
+        raise SnapshotNotFound(overlay, "no overlay: there has to be a file of this name and its journal") from None
+    except OSError as error:
+        raise SystemFailure(f"{overlay}: {error.strerror or error}") from None
 
 
 def _write(

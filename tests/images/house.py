@@ -23,8 +23,8 @@ class House:
     def __init__(self, folder: Path, *arguments: object) -> None:
         self.images = folder / "images"
         self.files = folder / "files"
-        self.images.mkdir(mode=0o755)
-        self.files.mkdir(mode=0o755)
+        self.images.mkdir(mode=0o755, exist_ok=True)
+        self.files.mkdir(mode=0o755, exist_ok=True)
         self.server = Server("--images-dir", self.images, "--images-allow", self.files, "--http-port", 0, *arguments)
         where = urlsplit(self.server.urls.get("http") or self.server.urls["https"])
         self.base = f"{where.scheme}://{where.netloc}"

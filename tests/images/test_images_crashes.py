@@ -54,8 +54,13 @@ def test_100_kills_at_random_moments_lose_nothing_that_was_flushed(tmp_path: Pat
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-@pytest.mark.parametrize(("kind", "lasting"), [("kill", 1), ("torn", 1)])
-def test_a_kill_at_any_system_call_leaves_each_block_old_or_new(
-    tmp_path: Path, kind: str, lasting: int, seed: int
+@pytest.mark.parametrize("kind", ["kill", "torn"])
+def test_a_kill_at_any_system_call_leaves_each_block_old_or_new(tmp_path: Path, kind: str, seed: int) -> None:
+    print(every_call(tmp_path, kind, seed, 12))
+
+
+@pytest.mark.parametrize(("kind", "lasting"), [("ENOSPC", 1), ("ENOSPC", 9), ("EIO", 1), ("EIO", 9)])
+def test_an_error_at_any_system_call_is_told_and_the_overlay_recovers_with_the_disk(
+    tmp_path: Path, kind: str, lasting: int
 ) -> None:
-    print(every_call(tmp_path, kind, seed, 12, lasting))
+    print(every_call(tmp_path, kind, 3, 12, lasting))

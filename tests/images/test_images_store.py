@@ -156,7 +156,7 @@ def test_a_full_disk_is_told_and_leaves_the_overlay_usable(
     store = crash_writer.open_store(str(tmp_path / "overlay"), BASE)
     store.write(0, memoryview(b"a" * BLOCK))
     real = os.pwrite
-    target = store._data if victim == "data" else store._journal
+    target = store._files.data if victim == "data" else store._journal._file
 
     def full(file: int, data: memoryview, position: int) -> int:
         if file == target:
