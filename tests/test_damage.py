@@ -230,7 +230,8 @@ def check(snapshot: Snapshot, expected: dict[str, bytes], step: int) -> None:
                 assert b"".join(views) == right[offset : offset + length]
                 cached = stream.read_cached(offset, length)
                 assert cached is None or b"".join(cached) == right[offset : offset + length]
-        assert errors or stream.size == len(right)
+        # A size of 0 with blocks behind it is what packing a pipe leaves: the file says that it is odd.
+        assert errors or stream.size == len(right) or name in snapshot.undeclared
         for extents in (stream.extents, stream.flat_extents):
             at = 0
             try:

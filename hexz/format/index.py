@@ -73,6 +73,11 @@ class MasterIndex(NamedTuple):
     aux_size: int
     length: int
 
+    def with_sizes(self, sizes: dict[str, int]) -> MasterIndex:
+        """The same with other logical sizes for ``disk`` and ``memory``, where `sizes` has them."""
+        disk, memory = sizes.get("disk", self.main_size), sizes.get("memory", self.aux_size)
+        return self._replace(main_size=disk, aux_size=memory)
+
 
 class Entry(NamedTuple):
     """One block: where it is stored and what it holds; lengths in bytes.
@@ -319,9 +324,9 @@ class Page:
 
 
 def parse_page(
-    raw: bytes, record: PageRecord, end: int, index_offset: int, zeros_from: Callable[[int], bool] | None = None
+    raw: bytes, record: PageRecord, end: int | None, index_offset: int, zeros_from: Callable[[int], bool] | None = None
 ) -> Page:
-    """The page at `record`, whose blocks must end at logical position `end`.
+    """The page at `record`, whose blocks must end at logical position `end`, None for anywhere.
 
     If they end earlier, `zeros_from` is asked whether there are only zeros from there on.
     Raises: DamagedIndex when the length, the positions, or any entry cannot be right.
@@ -337,6 +342,8 @@ def parse_page(
     else:
         raise DamagedIndex(f"the page has {len(raw)} bytes, which fits no entry size for {count} blocks")
     page = Page(raw, record, entry_size, count)
+    if end is None:
+        end = page.end
     padded = page.end < end and zeros_from is not None and zeros_from(page.end)
     if page.end != end and not padded:
         raise DamagedIndex(f"the page's blocks end at {page.end}, the next begins at {end}")

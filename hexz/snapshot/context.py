@@ -42,6 +42,8 @@ class OpenContext(NamedTuple):
     password: bytes | None = None
     parent_dirs: tuple[str, ...] = ()
     seals: SealPolicy = NO_POLICY
+    take_undeclared: bool = False
+    """A stream that declares no bytes has those that its blocks hold."""
 
 
 def new_context(

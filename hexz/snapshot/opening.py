@@ -88,7 +88,9 @@ def _open(path: str, context: OpenContext, family: _Family) -> Snapshot:
         return shared
     parents: list[Snapshot] = []
     try:
-        header, index = _read_structure(storage, context.pages)
+        header, index, undeclared = _read_structure(storage, context.pages)
+        if context.take_undeclared:
+            index = index.with_sizes(undeclared)
         line = (*family.line, storage.identity)
         if storage.identity in family.line:
             raise CorruptSnapshot(path, "is its own ancestor: the parents form a circle")
@@ -113,6 +115,7 @@ def _open(path: str, context: OpenContext, family: _Family) -> Snapshot:
             cipher,
             _metadata(storage, header),
             tuple(parents),
+            undeclared,
         )
         snapshot = Snapshot(parts, context)
         if cipher is not None:
@@ -138,8 +141,8 @@ def _check_family(path: str, parents: Sequence[Snapshot]) -> None:
         raise CorruptSnapshot(path, TOO_MANY)
 
 
-def _read_structure(storage: Storage, pages: PageCache) -> tuple[Header, MasterIndex]:
-    """The header and the index that agree with each other (format.md section 3)."""
+def _read_structure(storage: Storage, pages: PageCache) -> tuple[Header, MasterIndex, dict[str, int]]:
+    """The header and the index that agree with each other (format.md section 3), and what `_check_index` gives."""
     name = storage.name
     try:
         candidates = header_candidates(storage.read(0, min(HEADER_SIZE, storage.size)), storage.size)
@@ -153,8 +156,7 @@ def _read_structure(storage: Storage, pages: PageCache) -> tuple[Header, MasterI
             reason = str(error)
             continue
         if index_fits(header, index):
-            _check_index(storage, header, index)
-            return header, index
+            return header, index, _check_index(storage, header, index)
     raise CorruptSnapshot(name, reason)
 
 
@@ -177,17 +179,25 @@ def _read_index(storage: Storage, offset: int, pages: PageCache) -> bytes:
     return head[:length] if length <= len(head) else storage.read(offset, length)
 
 
-def _check_index(storage: Storage, header: Header, index: MasterIndex) -> None:
+def _check_index(storage: Storage, header: Header, index: MasterIndex) -> dict[str, int]:
+    """What the blocks of each stream hold in bytes that declares none at all (format.md section 19)."""
+    undeclared = {}
     try:
         check_disjoint(index.main, index.aux)
-        for records, size in ((index.main, index.main_size), (index.aux, index.aux_size)):
-            check_records(records, size, header.index_offset)
-            if records and records[-1].position == size:
+        for name, records, size in (("disk", index.main, index.main_size), ("memory", index.aux, index.aux_size)):
+            if not records:
+                continue
+            last = records[-1]
+            check_records(records, size or last.position, header.index_offset)
+            if not size or last.position == size:
                 # No reader will ever need this page: it must be an empty one, or the size is wrong.
-                last = records[-1]
-                parse_page(storage.read(last.offset, last.length), last, size, header.index_offset)
+                raw = storage.read(last.offset, last.length)
+                end = parse_page(raw, last, size or None, header.index_offset).end
+                if end != size:
+                    undeclared[name] = end
     except DamagedIndex as error:
         raise CorruptSnapshot(storage.name, str(error)) from None
+    return undeclared
 
 
 def _layout(storage: Storage, header: Header, index: MasterIndex) -> str:

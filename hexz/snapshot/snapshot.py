@@ -41,6 +41,7 @@ class Parts(NamedTuple):
     cipher: BlockCipher | None
     metadata: bytes
     parents: tuple[Snapshot, ...]
+    undeclared: dict[str, int]
 
 
 class Snapshot:
@@ -49,6 +50,7 @@ class Snapshot:
     `uid` is unique for the life of the process: keys of the block cache begin with it.
     `etag` identifies the bytes of the ``.hxz`` file itself; each stream has its own.
     `generations` is the length of the longest chain of parents, itself included.
+    `undeclared` has the bytes that are in the blocks of streams that declare none, as when a pipe was packed.
     """
 
     def __init__(self, parts: Parts, context: OpenContext) -> None:
@@ -70,6 +72,7 @@ class Snapshot:
         self._codec = parts.codec
         self._cipher = parts.cipher
         self.etag = f"{self.digest('file')}-1"
+        self.undeclared = parts.undeclared
         self.streams: dict[str, Stream] = {}
         for name, pages, size in (
             ("disk", parts.master.main, parts.master.main_size),
@@ -86,6 +89,8 @@ class Snapshot:
         self._hashes: Once[HashIndex] = Once()
         self._lasting = 0  # bytes held until it is closed, beside the lists of pages
         self._described: Listing | None = None
+        for oddity in self._undeclared_told():
+            log.info("%s: %s", self.path, oddity)
 
     @property
     def disk(self) -> Stream | None:
@@ -160,7 +165,14 @@ class Snapshot:
     @property
     def oddities(self) -> list[str]:
         """What is strange about the file, though nothing of it is damaged: one line each."""
-        return self._listing().oddities
+        return self._undeclared_told() + self._listing().oddities
+
+    def _undeclared_told(self) -> list[str]:
+        return [
+            f"the {name} stream declares no bytes and is served so, but its blocks hold {size}, as when a pipe was "
+            "packed: hexz extract --undeclared saves them"
+            for name, size in self.undeclared.items()
+        ]
 
     def zeros_from(self, end: int) -> bool:
         """Whether the file itself says that the blocks of its disk end at `end`, before the disk does.

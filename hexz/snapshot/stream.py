@@ -48,9 +48,8 @@ class Stream:
         self.etag = f"{snapshot.digest(name)}-1"
         context = snapshot.context
         zeros_from = snapshot.zeros_from if name == "disk" else _no_zeros
-        self.pages = PageTable(
-            snapshot.storage, records, self.size, snapshot.header.index_offset, context.pages, zeros_from
-        )
+        held = snapshot.undeclared.get(name, self.size)
+        self.pages = PageTable(snapshot.storage, records, held, snapshot.header.index_offset, context.pages, zeros_from)
         self._loaded = self.pages.loaded
         self._blocks = context.blocks
         self.loader = BlockLoader(snapshot, name, self.size, self.pages)

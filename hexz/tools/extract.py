@@ -31,7 +31,10 @@ NO_NAME = (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ)
 
 
 class Extracted(NamedTuple):
-    """The bytes written, and a line for each file of an archive that cannot have its name here and was left out."""
+    """The bytes written, and a line for each thing that was left out.
+
+    That is a file of an archive that cannot have its name here, or the bytes of a stream that declares none.
+    """
 
     written: int
     left_out: list[str]
@@ -44,13 +47,15 @@ def extract(
     password: bytes | None = None,
     parent_dirs: tuple[str, ...] = (),
     seals: SealPolicy = NO_POLICY,
+    undeclared: bool = False,
 ) -> Extracted:
     """Write a stream of the snapshot to the file `out`, or the files that it lists to the new folder `out`.
 
     Without a stream's `name`, a folder archive or tar conversion gives its files and anything else its disk.
+    With `undeclared` a stream that declares no bytes gives what its blocks hold.
     Raises: UsageError when the folder exists; NoSuchSnapshot; SystemFailure; what opening and reading raise.
     """
-    context = new_context(CACHE, password, parent_dirs, seals=seals)
+    context = new_context(CACHE, password, parent_dirs, seals=seals)._replace(take_undeclared=undeclared)
     with open_snapshot(path, context) as snapshot:
         files = snapshot.files if name is None else None
         if files is not None:
@@ -61,7 +66,9 @@ def extract(
             raise SystemFailure(f"{out}: cannot write: no file can have {stream.size} bytes")
         with Progress(f"extracting {stream.name}", stream.size) as progress, whole_file(out) as file:
             _copy(stream, 0, stream.size, file, progress)
-        return Extracted(stream.size, [])
+        lost = snapshot.undeclared.get(stream.name, 0) - stream.size
+        told = f"{lost} bytes of the {stream.name} stream, which declares none: --undeclared saves them"
+        return Extracted(stream.size, [told] if lost > 0 else [])
 
 
 def _copy(stream: Stream, offset: int, length: int, file: BinaryIO, progress: Progress) -> None:

@@ -64,10 +64,11 @@ def _parser() -> argparse.ArgumentParser:
     cat.add_argument("--offset", type=_size, default=0, metavar="N", help="first byte")
     cat.add_argument("--length", type=_size, metavar="N", help="bytes; default to the end")
 
-    extract = commands.add_parser("extract", help="a stream to a sparse file, or a folder archive to a folder")
+    extract = commands.add_parser("extract", help="a stream to a sparse file, or listed files to a folder")
     extract.add_argument("file", metavar="FILE")
     extract.add_argument("out", metavar="OUT")
     extract.add_argument("--stream", choices=("disk", "memory"))
+    extract.add_argument("--undeclared", action="store_true", help="of a stream that declares no bytes, what is there")
 
     commit = commands.add_parser("commit", help="an overlay of the images API into a thin snapshot")
     commit.add_argument("overlay", metavar="OVERLAY", help="the overlay's file; no server may have it open")
@@ -152,7 +153,7 @@ def _run(options: argparse.Namespace) -> int:
     else:
         from hexz.tools.extract import extract
 
-        extracted = extract(options.file, options.out, options.stream, *opening)
+        extracted = extract(options.file, options.out, options.stream, *opening, options.undeclared)
         for left_out in extracted.left_out:
             _fail(f"{options.file}: left out: {left_out}", DAMAGED)
         print(f"{options.out}: {format_size(extracted.written)}")

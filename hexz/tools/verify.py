@@ -51,7 +51,7 @@ def verify(
     damaged = checked = 0
     context = new_context(CACHE, password, parent_dirs, seals=seals)
     with open_snapshot(path, context) as snapshot:
-        total = sum(stream.size for stream in snapshot.streams.values())
+        total = sum(snapshot.undeclared.get(name, stream.size) for name, stream in snapshot.streams.items())
         total += snapshot.file_size if snapshot.storage.seal is not None else 0
         with Progress("verifying", total) as progress:
             stored = ((length, False, trouble) for length, trouble in _check_seal(snapshot))
