@@ -1,7 +1,8 @@
 """Random damage anywhere in files of every layout: the right bytes or a HexzError, never anything else.
 
 Some fields have no second copy and no checksum in the format, so that no reader
-can notice a change; `unprotected` lists them, and the damage stays out of them:
+can notice a change; `unprotected` lists them, and the damage stays out of them (but not in
+``tests/seal``: a seal beside the file protects all of it):
 
 * an entry without stored bytes says by its offset alone whether it is zeros or the
   parent's, and by its hash alone what of the parent's it is;
@@ -179,8 +180,8 @@ def dictionary_of(data: bytes) -> range:
 
 
 @st.composite
-def damaged(draw: st.DrawFn, data: bytes, own: bool) -> Hurt:
-    """The file with something wrong."""
+def damaged(draw: st.DrawFn, data: bytes, own: bool, anywhere: bool = False) -> Hurt:
+    """The file with something wrong; but for what nothing protects, unless it may be `anywhere`."""
     numbers, unprotected = fields(data)
     story = kind = draw(st.sampled_from(["flip", "flip", "field", "field", "field", "noise", "zeros", "cut", "grow"]))
     if kind == "cut":
@@ -208,7 +209,8 @@ def damaged(draw: st.DrawFn, data: bytes, own: bool) -> Hurt:
         noise = random.Random(draw(st.integers(0, 999)))
         story += f" at {at}+{length}"
         hurt[at : at + length] = noise.randbytes(length) if kind == "noise" else bytes(length)
-    for span in [*unprotected, *([] if own else [dictionary_of(data)])]:
+    kept = [] if anywhere else [*unprotected, *([] if own else [dictionary_of(data)])]
+    for span in kept:
         hurt[span.start : span.stop] = data[span.start : span.stop]
     return Hurt(story, bytes(hurt))
 
