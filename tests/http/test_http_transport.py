@@ -230,6 +230,26 @@ def test_what_chunks_cost_counts_as_the_body(echo: Serving) -> None:
         assert client.receive().headers["connection"] == "close"
 
 
+@pytest.mark.parametrize(
+    ("fields", "status"),
+    [(b"Host: h\r\nExpect: more\r\n", 417), (b"", 400), (b"Host: h\r\nContent-Length: x\r\n", 400)],
+)
+def test_a_refused_head_has_no_content(server: Serving, fields: bytes, status: int) -> None:
+    """RFC 9110 9.3.2: also where the request is not understood."""
+    for first in (b"", request("HEAD", "/disk"), GET):
+        with server.client() as client:
+            client.send(first + b"HEAD /disk HTTP/1.1\r\n" + fields + b"\r\n")
+            if first:
+                assert client.receive(first.split()[0].decode()).status == 200
+            reply = client.receive("HEAD")
+            assert (reply.status, reply.headers["connection"]) == (status, "close")
+            assert client.ended()
+    with server.client() as client:  # and the next one, of which not even the method can be read, is no HEAD
+        client.send(request("HEAD", "/disk") + b"rubbish\n")
+        assert client.receive("HEAD").status == 200
+        assert client.receive().body
+
+
 def test_a_body_cut_short(echo: Serving) -> None:
     """6.3, 8: an incomplete message is no message."""
     assert exchange(echo, request("PUT", "/read", {"Content-Length": "9"}) + b"hello") == ([400], True)

@@ -172,6 +172,7 @@ class HttpConnection:
         self._told: Told | None = None  # has to know of each answer of the fast path
         self._streak = 0  # small answers of the fast path in a row
         self._parked = False  # between two requests, for a successor to go on
+        self._heading = False  # the present request is a HEAD, whose refusal has no content either
 
     def run(self) -> None:
         """Serve until the peer or the drain ends the connection."""
@@ -201,6 +202,7 @@ class HttpConnection:
         self._streak = 0
         self._connection.spoken = True
         began = perf_counter()
+        self._heading = raw.startswith(b"HEAD ")
         head = parse_head(raw)
         self._counting.begin(head.method)
         body = Body(self._receiver, framing_of(head), self._go_on if _expects_continue(head) else None)
@@ -232,6 +234,7 @@ class HttpConnection:
         # The fast path reads no body: what is in one would be taken for the next request.
         if keep_alive and bodiless and renewal is not None:
             self._prepare_again(raw, head, response, renewal, token)
+        self._heading = False
         return keep_alive
 
     def _account(
@@ -374,7 +377,8 @@ class HttpConnection:
         """Answer a request that could not be understood; where it ends is unknown, so the connection ends here."""
         log.info("%s: %d: %s", self._connection.peer, error.status, error)
         response = self._rules.refusal(error.status, str(error), error)
-        sent = self._sender.send(pack_head(response, False, current_date(), self._extra), response.body)
+        packed = pack_head(response, False, current_date(), self._extra)
+        sent = self._sender.send(packed, () if self._heading else response.body)
         self._counting.end(response, sent)
         self._account(perf_counter(), None, None, response.status, sent, None)
 
