@@ -21,6 +21,7 @@ __all__ = [
     "NameTaken",
     "NoSuchSnapshot",
     "NotASnapshot",
+    "Overloaded",
     "PackageMissing",
     "ParentMissing",
     "PasswordNeeded",
@@ -230,6 +231,13 @@ class BadRequest(HexzError):
 
     http_status = 400
     nbd_errno = errno.EINVAL
+
+
+class Overloaded(HexzError):
+    """The server does as much as it may for now; the same later may succeed."""
+
+    http_status = 503
+    nbd_errno = errno.ENOMEM
 
 
 class ShuttingDown(HexzError):

@@ -11,9 +11,10 @@ import socket
 import ssl
 from collections.abc import Sequence
 
-from hexz.protocol.http.responses import Part, Piece
+from hexz.protocol.http.responses import Part, Piece, Response
+from hexz.servers.spool import IN_MEMORY, Held
 
-__all__ = ["STALL_S", "PeerStalled", "Sender"]
+__all__ = ["STALL_S", "PeerStalled", "Sender", "held"]
 
 STALL_S = 60.0
 """How long a peer may take nothing at all before it is given up."""
@@ -81,6 +82,8 @@ class Sender:
             sent = self._sock.sendmsg(buffers, (), socket.MSG_DONTWAIT)
         except BlockingIOError:
             del buffers
+            if piece is not None and isinstance(piece.source, Held):
+                piece.source.put_aside()
             wait_writable(self._sock)
             return 0
         self.total += sent
@@ -89,6 +92,8 @@ class Sender:
     def _send_secure(self, pending: bytes, piece: Piece | None, offset: int, end: int) -> int:
         data = pending
         if piece is not None:
+            if isinstance(piece.source, Held):
+                piece.source.put_aside()  # a send waits, with no word of it before
             data += b"".join(piece.source.read(offset, min(SECURE_PIECE_BYTES, end - offset)))
         before = self._sock.gettimeout()
         self._sock.settimeout(STALL_S)
@@ -96,6 +101,31 @@ class Sender:
         self._sock.settimeout(before)
         self.total += len(data)
         return len(data)
+
+
+def held(response: Response) -> Response:
+    """The same response with what is long in its body in places where it need not stay in memory."""
+    long = [part for part in response.body if isinstance(part, bytes) and len(part) > IN_MEMORY]
+    if not long:
+        return response
+    parts: list[Part] = []
+    sources: list[Held] = []
+    for part in response.body:
+        if isinstance(part, bytes) and len(part) > IN_MEMORY:
+            sources.append(Held(part))
+            parts.append(Piece(sources[-1], 0, len(part)))
+        else:
+            parts.append(part)
+
+    before = response.done  # and not the response, which has the bytes
+
+    def done() -> None:
+        for source in sources:
+            source.close()
+        if before is not None:
+            before()
+
+    return response._replace(body=tuple(parts), done=done)
 
 
 def wait_writable(sock: socket.socket) -> None:

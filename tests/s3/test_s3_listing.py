@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hexz.protocol.pages import list_page
 from hexz.protocol.s3.errors import S3Error
 from hexz.protocol.s3.keys import Address, address_of, bucket_of
-from hexz.protocol.s3.listing import continuation_token, list_page, parse_token
+from hexz.protocol.s3.listing import continuation_token, parse_token
 
 LETTERS = st.text(st.sampled_from("ab/-\u00e9\ud7ff\ue000\U0010ffff"), max_size=6)
 

@@ -50,7 +50,7 @@ class Source(Protocol):
     """Something that gives its bytes in spans."""
 
     def read(self, offset: int, length: int) -> Sequence[bytes | memoryview]:
-        """Buffers that make up [offset, offset + length)."""
+        """Buffers that make up [offset, offset + length), or its beginning."""
 
 
 class Piece(NamedTuple):

@@ -18,9 +18,8 @@ from urllib.parse import unquote_to_bytes
 
 from hexz.protocol.s3.errors import S3Error
 
-__all__ = ["FILES", "INFO", "MAX_KEY", "Address", "address_of", "bucket_of"]
+__all__ = ["INFO", "MAX_KEY", "Address", "address_of", "bucket_of"]
 
-FILES = "files/"
 INFO = "info.json"
 MAX_KEY = 1024
 """Longest key, bytes of UTF-8."""

@@ -11,8 +11,9 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 from urllib.parse import quote
 
+from hexz.protocol.pages import Page
 from hexz.protocol.s3.errors import S3Error
-from hexz.protocol.s3.listing import Page, continuation_token
+from hexz.protocol.s3.listing import continuation_token
 
 __all__ = [
     "ACL",

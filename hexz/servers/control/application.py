@@ -7,6 +7,7 @@ known route is 400, success is 200 with JSON or 204 without a body, never anythi
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 import threading
@@ -31,6 +32,7 @@ from hexz.protocol.nydus.refusals import (
     query_missing,
 )
 from hexz.servers.http.connection import Application, Request
+from hexz.servers.spool import building
 
 __all__ = ["ControlApplication", "Facts", "Machine", "NotAllowed"]
 
@@ -160,7 +162,8 @@ class ControlApplication:
         if found is None or found[0] is not bool(body):
             raise bad_request()
         fields = _fields(head.query)
-        return found[1](lambda key: fields.get(key, [None])[0], body)
+        with building if head.method == "GET" else contextlib.nullcontext():
+            return found[1](lambda key: fields.get(key, [None])[0], body)
 
     # The daemon
 

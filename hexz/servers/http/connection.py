@@ -42,7 +42,7 @@ from hexz.servers.http.counting import Counting
 from hexz.servers.http.crowd import LARGEST as LARGEST_OF_CROWD
 from hexz.servers.http.crowd import Crowd, Member, Told, Unsent
 from hexz.servers.http.receiving import Body, Receiver
-from hexz.servers.sending import Sender
+from hexz.servers.sending import Sender, held
 from hexz.servers.watch import PeerGone, PeerWatch
 
 __all__ = ["PLAIN_RULES", "Application", "Body", "HttpConnection", "Policy", "Request", "Rules"]
@@ -223,6 +223,7 @@ class HttpConnection:
         if not body.finished:
             keep_alive = keep_alive and body.drain()
         self._counting.about(response)
+        response = held(response)
         try:
             response = self._send(head, response, keep_alive)
         finally:

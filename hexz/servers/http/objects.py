@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import mimetypes
+import threading
+import weakref
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from hexz.errors import NoSuchSnapshot
@@ -13,8 +16,11 @@ from hexz.snapshot import Snapshot, Stream
 
 __all__ = [
     "ARCHIVED_GUARD",
+    "ARCHIVE_FOLDER",
     "OCTETS",
+    "Archive",
     "Contents",
+    "archive_of",
     "archived_contents",
     "archived_etag",
     "file_contents",
@@ -22,8 +28,14 @@ __all__ = [
 ]
 
 OCTETS = "application/octet-stream"
+ARCHIVE_FOLDER = "files/"
+"""What the paths of archived files are below, beside the streams."""
 ARCHIVED_GUARD = (("Content-Security-Policy", "sandbox"), ("X-Content-Type-Options", "nosniff"))
 """Headers for archived files: an archive may hold any page, and a browser shows it as if it came from nowhere."""
+
+
+FILE_BYTES = 256 << 10
+"""Most bytes of a .hxz file read for one send: they are nowhere else in the process."""
 
 
 class Contents(NamedTuple):
@@ -35,6 +47,32 @@ class Contents(NamedTuple):
     etag: str
 
 
+class Archive:
+    """The files of a folder archive, by ``files/PATH``, sorted once; it does not know the snapshot."""
+
+    def __init__(self, files: Iterable[ArchivedFile]) -> None:
+        self.files = {f"{ARCHIVE_FOLDER}{file.path}": file for file in files}
+        self.keys = sorted(self.files)
+
+
+_archives: weakref.WeakKeyDictionary[Snapshot, Archive] = weakref.WeakKeyDictionary()
+_sorting = threading.Lock()  # held while an archive is sorted, so that many who ask at once take the memory of one
+
+
+def archive_of(snapshot: Snapshot) -> Archive | None:
+    """The archive that the snapshot is, None if it is none.  Raises: CorruptSnapshot."""
+    archive = _archives.get(snapshot)
+    if archive is None:
+        files = snapshot.files
+        if files is None:
+            return None
+        with _sorting:
+            archive = _archives.get(snapshot)
+            if archive is None:
+                archive = _archives[snapshot] = Archive(files)
+    return archive
+
+
 class _FileSource:
     """The bytes of a .hxz file, as they are."""
 
@@ -42,7 +80,7 @@ class _FileSource:
         self._snapshot = snapshot
 
     def read(self, offset: int, length: int) -> list[bytes]:
-        return [self._snapshot.read_file(offset, length)]
+        return [self._snapshot.read_file(offset, min(length, FILE_BYTES))]
 
 
 class _PartSource:

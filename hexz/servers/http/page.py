@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from html import escape
 from typing import Any
+from urllib.parse import quote
 
 from hexz import __version__
 from hexz.units import format_size
@@ -29,15 +30,19 @@ a{color:var(--bar)}footer{color:var(--soft);font-size:.85rem;margin-top:2rem}art
 """
 
 
-def index_page(snapshots: list[dict[str, Any]], notes: dict[str, str]) -> str:
-    """The page for the list that ``/snapshots`` gives, with a line about each by its name."""
+def index_page(snapshots: list[dict[str, Any]], notes: dict[str, str], count: int, following: str | None) -> str:
+    """The page for a list that ``/snapshots`` gives, with a line about each by its name.
+
+    `count` are all there are, `following` the name behind which the next page begins, if there is one.
+    """
     cards = "".join(_card(snapshot, notes.get(snapshot["name"], "")) for snapshot in snapshots)
     if not cards:
         cards = "<p>No snapshot is served.</p>"
+    more = f"<p><a href='/?after={quote(following, safe='')}'>more</a></p>" if following is not None else ""
     return (
         "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
         f"<title>hexz-serve</title><style>{_STYLE}</style>"
-        f"<h1>hexz-serve <small>{len(snapshots)} snapshot{'s' * (len(snapshots) != 1)}</small></h1>{cards}"
+        f"<h1>hexz-serve <small>{count} snapshot{'s' * (count != 1)}</small></h1>{cards}{more}"
         f"<footer>hexz-serve {escape(__version__)} &middot; <a href='/snapshots'>JSON</a> &middot; "
         "<a href='/metrics'>metrics</a></footer></html>"
     )

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import islice
-from typing import Any
-from urllib.parse import parse_qs, quote
+from urllib.parse import parse_qs
 
 from hexz.catalog import Catalog, Lease
 from hexz.errors import NoSuchSnapshot
-from hexz.format.metadata import ArchivedFile
 from hexz.metrics import Purpose
 from hexz.metrics.process import process_figures
 from hexz.metrics.prometheus import CONTENT_TYPE, exposition
@@ -28,22 +26,24 @@ from hexz.protocol.http.responses import (
     represent,
 )
 from hexz.servers.http.connection import Request
+from hexz.servers.http.listings import list_folder, list_snapshots, number_of, parse_limit
 from hexz.servers.http.objects import (
+    ARCHIVE_FOLDER,
     ARCHIVED_GUARD,
     OCTETS,
     Contents,
+    archive_of,
     archived_contents,
     file_contents,
     public_facts,
 )
 from hexz.servers.http.page import index_page
+from hexz.servers.spool import building
 from hexz.snapshot import Effort, Stream
 
 __all__ = ["CatalogApplication"]
 
 READING = "GET, HEAD, OPTIONS"
-MAX_EXTENTS = 65536
-"""Most extents in one answer; `next` then says where to go on."""
 MAX_BLOCKS = 1 << 20
 """Blocks of the index that are looked at for one answer, to the end of a page: 64 GiB of blocks of 64 KiB."""
 
@@ -62,8 +62,8 @@ class CatalogApplication:
             "/info": lambda head: self._info(head, None),
             "/extents": lambda head: self._extents(head, None),
             "/": self._index,
-            "/snapshots": lambda head: json_response({"snapshots": self._names()}),
-            "/snapshots/": lambda head: json_response({"snapshots": self._names()}),
+            "/snapshots": self._list,
+            "/snapshots/": self._list,
             "/healthz": lambda head: json_response({"status": "ok"}),
             "/readyz": self._readiness,
             "/metrics": self._metrics,
@@ -137,18 +137,18 @@ class CatalogApplication:
         return json_response(facts)._replace(purpose=Purpose(lease.metrics, INFO))
 
     def _extents(self, head: RequestHead, name: str | None) -> Response:
-        query = parse_qs(head.query, keep_blank_values=True)
+        query = _query(head)
         which = query.get("stream", ["disk"])[0]
         lease = self._catalog.lease(name)
         with lease as snapshot:
             stream = snapshot.streams.get(which)
             if stream is None:
                 raise NoSuchSnapshot(f"snapshot {lease.name!r} has no {which} stream")
-            start = _number(query, "start", 0)
+            start = number_of(query, "start", 0)
             if start > stream.size:
                 raise RequestError(416, f"the stream has {stream.size} bytes")
-            length = min(_number(query, "length", stream.size), stream.size - start)
-            extents = list(islice(stream.extents(start, length, Effort(MAX_BLOCKS)), MAX_EXTENTS))
+            length = min(number_of(query, "length", stream.size), stream.size - start)
+            extents = list(islice(stream.extents(start, length, Effort(MAX_BLOCKS)), parse_limit(query)))
             end = extents[-1].start + extents[-1].length if extents else start
             answer = {
                 "stream": which,
@@ -163,17 +163,18 @@ class CatalogApplication:
     def _archived(self, head: RequestHead, name: str, path: str) -> Response:
         lease = self._catalog.lease(name)
         try:
-            files = lease.snapshot.files
-            if files is None:
+            archive = archive_of(lease.snapshot)
+            if archive is None:
                 raise NoSuchSnapshot(f"snapshot {lease.name!r} lists no files")
             if not path or path.endswith("/"):
-                entries = list(_listing(files, path))
-                if path and not entries:
+                query = _query(head)
+                listed = list_folder(archive, path, query)
+                if path and not listed.entries and "after" not in query:
                     raise NoSuchSnapshot(f"{path!r} is not in the archive")
                 lease.release()
-                listing = json_response({"path": path, "entries": entries})
+                listing = json_response({"path": path, "entries": listed.entries, "next": listed.next})
                 return listing._replace(purpose=Purpose(lease.metrics, LIST))
-            found = next((file for file in files if file.path == path), None)
+            found = archive.files.get(f"{ARCHIVE_FOLDER}{path}")
             if found is None:
                 raise NoSuchSnapshot(f"{path!r} is not in the archive")
             response = self._represent(head, lease, archived_contents(lease.snapshot, found))
@@ -182,42 +183,21 @@ class CatalogApplication:
             lease.release()
             raise
 
-    def _names(self) -> list[dict[str, Any]]:
-        listed = []
-        for name in self._catalog.names():
-            try:
-                lease = self._catalog.lease(name)
-            except NoSuchSnapshot:
-                continue  # taken away a moment ago
-            with lease as snapshot:
-                base = f"/snapshots/{quote(name, safe='')}"
-                listed.append(
-                    {
-                        "name": name,
-                        "default": name == self._catalog.default,
-                        "file": f"/{quote(name, safe='')}.hxz",
-                        "file_size": snapshot.file_size,
-                        "compression": snapshot.header.compression.name.lower(),
-                        "thin": snapshot.thin,
-                        "encrypted": snapshot.encrypted,
-                        "archive": snapshot.files is not None,
-                        "info": f"{base}/info",
-                        "streams": {
-                            stream.name: {"size": stream.size, "etag": stream.etag, "url": f"{base}/{stream.name}"}
-                            for stream in snapshot.streams.values()
-                        },
-                    }
-                )
-        return listed
+    def _list(self, head: RequestHead) -> Response:
+        listed = list_snapshots(self._catalog, _query(head))
+        return json_response({"snapshots": listed.entries, "next": listed.next})
 
     def _index(self, head: RequestHead) -> Response:
         """A page for people, JSON for programs."""
-        names = self._names()
+        with building:
+            listed = list_snapshots(self._catalog, _query(head))
         if "text/html" not in head.headers.get("accept", ""):
-            return json_response({"snapshots": names}, headers=(("Vary", "Accept"),))
-        found = self._catalog.context.metrics.collect().snapshots
-        notes = {name: snapshot_line(figures) for name, figures in found.items()}
-        body = index_page(names, notes).encode()
+            facts = {"snapshots": listed.entries, "next": listed.next}
+            return json_response(facts, headers=(("Vary", "Accept"),))
+        with building:
+            found = self._catalog.context.metrics.collect().snapshots
+            notes = {name: snapshot_line(figures) for name, figures in found.items()}
+            body = index_page(listed.entries, notes, len(self._catalog), listed.next).encode()
         headers = (
             ("Content-Type", "text/html; charset=utf-8"),
             VOLATILE,
@@ -227,7 +207,8 @@ class CatalogApplication:
         return Response(200, headers, (body,), len(body))
 
     def _metrics(self, head: RequestHead) -> Response:
-        body = exposition(self._catalog.context.metrics.collect(), process_figures()).encode()
+        with building:
+            body = exposition(self._catalog.context.metrics.collect(), process_figures()).encode()
         return Response(200, (("Content-Type", CONTENT_TYPE), VOLATILE), (body,), len(body))
 
     def _readiness(self, head: RequestHead) -> Response:
@@ -244,25 +225,5 @@ def _file_asked_for(head: RequestHead) -> tuple[str, str | None]:
     return decode_path(parts[2]), decode_path(parts[4], any_character=True) if len(parts) == 5 else ""
 
 
-def _number(query: dict[str, list[str]], key: str, default: int) -> int:
-    text = query.get(key, [""])[0]
-    if not text:
-        return default
-    if not (text.isascii() and text.isdigit() and len(text) <= 19):
-        raise RequestError(400, f"{key} is not a number of bytes")
-    return int(text)
-
-
-def _listing(files: list[ArchivedFile], folder: str) -> Iterator[dict[str, Any]]:
-    """The files and folders directly in `folder` (empty, or ending in a slash)."""
-    seen: set[str] = set()
-    for file in files:
-        if not file.path.startswith(folder):
-            continue
-        name, slash, _ = file.path[len(folder) :].partition("/")
-        if slash:
-            if name not in seen:
-                seen.add(name)
-                yield {"name": f"{name}/", "type": "folder"}
-        else:
-            yield {"name": name, "type": "file", "size": file.size, "mode": file.mode, "mtime": file.mtime}
+def _query(head: RequestHead) -> dict[str, list[str]]:
+    return parse_qs(head.query, keep_blank_values=True)

@@ -1,20 +1,12 @@
-"""Where the bodies of the images API come from: a session's bytes in order, and long lists from a spool."""
+"""Where the bodies of the images API come from: a session's bytes in order."""
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Generator, Sequence
 
-from hexz.errors import BadRequest
 from hexz.images.backend import BackendError, Session
 
-__all__ = ["MAX_SPOOLED", "SessionSource", "Spool"]
-
-IN_MEMORY = 64 << 10
-"""A list up to this size is kept in memory, a longer one in a file without a name."""
-MAX_SPOOLED = 256 << 20
-"""Longest list of extents in one answer, bytes: about four million of them."""
+__all__ = ["SessionSource"]
 
 
 def _nothing() -> Generator[Sequence[memoryview], None, None]:
@@ -81,45 +73,3 @@ class SessionSource:
         self._views = []
         self._start = self._end = 0
         self._pieces.close()
-
-
-class Spool:
-    """Bytes whose length is known only when all are there."""
-
-    def __init__(self) -> None:
-        self._memory: list[bytes] = []
-        self._file: int | None = None
-        self.length = 0
-
-    def add(self, data: bytes) -> None:
-        """Append.
-
-        Raises: BadRequest beyond `MAX_SPOOLED`; OSError.
-        """
-        self.length += len(data)
-        if self.length > MAX_SPOOLED:
-            raise BadRequest("too many extents for one answer: ask for parts of the image with start and length")
-        if self._file is None:
-            self._memory.append(data)
-            if self.length <= IN_MEMORY:
-                return
-            data, self._memory = b"".join(self._memory), []
-            with tempfile.TemporaryFile() as file:
-                self._file = os.dup(file.fileno())
-        view = memoryview(data)
-        while view:
-            view = view[os.write(self._file, view) :]
-
-    def read(self, offset: int, length: int) -> list[bytes]:
-        """Up to 64 KiB of the span."""
-        length = min(length, IN_MEMORY)
-        if self._file is None:
-            return [b"".join(self._memory)[offset : offset + length]]
-        return [os.pread(self._file, length, offset)]
-
-    def close(self) -> None:
-        """Free it."""
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
-        self._memory = []

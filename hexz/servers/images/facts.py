@@ -10,10 +10,13 @@ from hexz.metrics.words import EXTENTS
 from hexz.protocol.http.conditions import Validators
 from hexz.protocol.http.responses import REVALIDATE, VOLATILE, Representation, Response, represent
 from hexz.protocol.images import extents_json, number, span_of
-from hexz.servers.images.bodies import Spool
 from hexz.servers.images.requests import Resource, json_answer
+from hexz.servers.spool import Spool
 
 __all__ = ["Checksum", "Extents", "Flush"]
+
+MAX_LIST = 256 << 20
+"""Longest list of extents in one answer, bytes: about four million of them."""
 
 
 class Extents(Resource):
@@ -39,6 +42,8 @@ class Extents(Resource):
         self.stack.callback(spool.close)
         for part in extents_json(coalesced(self.watched(session.extents(start, length, dirty))), dirty):
             spool.add(part)
+            if spool.length > MAX_LIST:
+                raise BadRequest("too many extents for one answer: ask for parts of the image with start and length")
         validators, kept = None, VOLATILE
         if isinstance(session, HexzSession):
             kept = REVALIDATE

@@ -17,6 +17,7 @@ from hexz.protocol.http.conditions import Validators
 from hexz.protocol.http.dates import format_date
 from hexz.protocol.http.head import RequestError, RequestHead
 from hexz.protocol.http.responses import Representation, Response, represent
+from hexz.protocol.pages import list_page
 from hexz.protocol.s3 import listing
 from hexz.protocol.s3.errors import S3Error
 from hexz.protocol.s3.keys import MAX_KEY, Address, address_of, bucket_of
@@ -42,6 +43,8 @@ ALLOW = (("Allow", "GET, HEAD"),)
 MAX_REFUSED_BODY = 64 << 20
 """A body that is not wanted is read away up to so many bytes: a client cut off while it sends never sees why."""
 DISCARD = 64 << 10
+MAX_BUCKETS = 10_000
+"""Most buckets of one list whose client names no number (Amazon S3 API Reference, "ListBuckets")."""
 
 
 class S3Application:
@@ -100,8 +103,8 @@ class S3Application:
         visible = {bucket: name for bucket, name in self._buckets.names().items() if self._may_read(access_key, bucket)}
         after = listing.parse_token(parameters["continuation-token"]) if "continuation-token" in parameters else ""
         prefix = parameters.get("prefix", "")
-        limit = listing.parse_limit(parameters.get("max-buckets")) if "max-buckets" in parameters else len(visible)
-        page = listing.list_page(list(visible), prefix, "", after, limit)
+        limit = listing.parse_limit(parameters.get("max-buckets")) if "max-buckets" in parameters else MAX_BUCKETS
+        page = list_page(list(visible), prefix, "", after, limit)
         buckets = [
             Bucket(bucket_of(name), lease.snapshot.mtime)
             for name, lease in self._buckets.leases(visible[bucket] for bucket in page.keys)
@@ -122,7 +125,7 @@ class S3Application:
         asked = list_request(bucket, parameters)
         objects = Objects(lease)
         after = listing.parse_token(asked.token) if asked.token else asked.start or ""
-        page = listing.list_page(objects.keys(), asked.prefix, asked.delimiter, after, asked.limit)
+        page = list_page(objects.keys(), asked.prefix, asked.delimiter, after, asked.limit)
         return document_answer(list_objects(asked, page, [objects.entry(key) for key in page.keys]), (BUCKET_REGION,))
 
     # An object

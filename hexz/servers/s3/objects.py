@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import weakref
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
 from hexz.catalog import Catalog, Lease
 from hexz.errors import NoSuchSnapshot
-from hexz.format.metadata import ArchivedFile
 from hexz.protocol.s3.errors import S3Error
-from hexz.protocol.s3.keys import FILES, INFO, bucket_of
+from hexz.protocol.s3.keys import INFO, bucket_of
 from hexz.protocol.s3.xml import Entry
 from hexz.servers.http.objects import (
     OCTETS,
     Contents,
+    archive_of,
     archived_contents,
     archived_etag,
     file_contents,
@@ -38,34 +37,13 @@ class BytesSource:
         return [self._data[offset : offset + length]]
 
 
-class _Archive:
-    """A snapshot's listed files by their keys, sorted once; knows the list and not the snapshot."""
-
-    def __init__(self, files: Iterable[ArchivedFile]) -> None:
-        self.files = {f"{FILES}{file.path}": file for file in files}
-        self.keys = sorted(self.files)
-
-
-_archives: weakref.WeakKeyDictionary[Snapshot, _Archive] = weakref.WeakKeyDictionary()
-
-
-def _archive_of(snapshot: Snapshot) -> _Archive | None:
-    files = snapshot.files
-    if files is None:
-        return None
-    archive = _archives.get(snapshot)
-    if archive is None:
-        archive = _archives[snapshot] = _Archive(files)
-    return archive
-
-
 class Objects:
     """What is in one bucket, while its lease lasts."""
 
     def __init__(self, lease: Lease) -> None:
         self._name = lease.name
         self._snapshot = lease.snapshot
-        self._archive = _archive_of(lease.snapshot)
+        self._archive = archive_of(lease.snapshot)
         self._plain: dict[str, Callable[[], Contents]] = {
             INFO: self._info,
             f"{lease.name}.hxz": lambda: file_contents(lease.snapshot),
