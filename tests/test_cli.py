@@ -31,7 +31,7 @@ def thin() -> str:
 
 
 def copied(folder: Path, name: str) -> Path:
-    return Path(shutil.copy(vectors.folder() / name, folder / name))
+    return Path(shutil.copy(vectors.path(name), folder / name))
 
 
 def file_of(content: bytes) -> Callable[[Path], list[object]]:

@@ -1,4 +1,4 @@
-"""Every sample file gives its expected bytes: through the reader, and through a running server."""
+"""Every sample file gives its expected bytes: through the reader, the tools, and a running server."""
 
 from __future__ import annotations
 
@@ -7,13 +7,17 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 import requests
 
 from hexz.errors import BlockError
 from hexz.format.crypto import signature_valid
+from hexz.protocol.s3.keys import bucket_of
 from hexz.snapshot import Snapshot, new_context, open_snapshot
+from hexz.tools.extract import extract
+from hexz.tools.verify import verify
 from tests import vectors
 from tests.peers import Server, need_libnbd, run
 
@@ -24,7 +28,7 @@ PIECE = 100_003
 def opened(vector: dict[str, Any], workers: int = 1) -> Snapshot:
     password = vectors.password(vector)
     context = new_context(16 << 20, password.encode() if password else None, workers=workers)
-    return open_snapshot(str(vectors.folder() / vector["file"]), context)
+    return open_snapshot(str(vectors.path(vector["file"])), context)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -56,22 +60,74 @@ def test_reader(name: str) -> None:
         snapshot.context.workers.stop()
 
 
-@pytest.mark.parametrize("name", [name for name in ALL if vectors.load()[name].get("files") is not None])
-def test_manifest(name: str) -> None:
+LISTING = [name for name in ALL if vectors.archived(vectors.load()[name]) is not None]
+
+
+def is_file(data: bytes, facts: dict[str, Any]) -> bool:
+    """The bytes are those of a listed file."""
+    return len(data) == facts["size"] and hashlib.sha256(data).hexdigest() == facts["sha256"]
+
+
+@pytest.mark.parametrize("name", LISTING)
+def test_listed_files(name: str) -> None:
     vector = vectors.load()[name]
+    expected = vectors.archived(vector)
+    assert expected is not None
     with opened(vector) as snapshot:
         assert snapshot.files is not None
-        found = {
-            file.path: (file.size, file.mode, file.mtime, {"disk": "main", "memory": "aux"}[file.stream])
-            for file in snapshot.files
-        }
-        assert found == {
-            file["path"]: (file["size"], file["mode"], file["mtime"], file["stream"] if file["size"] else "main")
-            for file in vector["files"]
-        }
-        for file, facts in zip(snapshot.files, vector["files"]):
+        assert sorted(file.path for file in snapshot.files) == sorted(expected)
+        for file in snapshot.files:
+            facts = expected[file.path]
+            stream = {"disk": "main", "memory": "aux"}[file.stream]
+            assert (file.mode, file.mtime) == (facts.get("mode", 0o100644), facts.get("mtime"))
+            assert not file.size or stream == facts.get("stream", "main")
             data = b"".join(snapshot.streams[file.stream].read(file.offset, file.size)) if file.size else b""
-            assert hashlib.sha256(data).hexdigest() == facts["sha256"], file.path
+            assert is_file(data, facts), file.path
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_extract(name: str, tmp_path: Path) -> None:
+    """Each stream to a file, and what is listed to a folder."""
+    vector = vectors.load()[name]
+    password = vectors.password(vector)
+    secret = password.encode() if password else None
+
+    def run_extract(out: str, stream: str | None, undeclared: bool = False) -> Path:
+        done = extract(str(vectors.path(name)), str(tmp_path / out), stream, secret, undeclared=undeclared)
+        assert undeclared or "stored" in vector or not done.left_out
+        return tmp_path / out
+
+    if vector["expect"] == "unresolvable-parent-block":
+        with pytest.raises(BlockError, match="is in no parent"):
+            run_extract("disk", "disk")
+        return
+    for stream, facts in vectors.expected(vector).items():
+        assert is_file(run_extract(stream, stream).read_bytes(), facts), stream
+    if "stored" in vector:
+        assert is_file(run_extract("stored", None, undeclared=True).read_bytes(), vector["stored"])
+    expected = vectors.archived(vector)
+    if expected is not None:
+        folder = run_extract("folder", None)
+        found = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
+        assert found.keys() == expected.keys()
+        assert all(is_file(path.read_bytes(), expected[listed]) for listed, path in found.items())
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_verify(name: str) -> None:
+    vector = vectors.load()[name]
+    password = vectors.password(vector)
+    found: list[str] = []
+    verified = verify(str(vectors.path(name)), found.append, password.encode() if password else None)
+    if vector["expect"] == "unresolvable-parent-block":
+        assert verified.damaged and found
+        return
+    assert not verified.damaged and not found
+    assert verified.checked == sum(facts["size"] for facts in vectors.expected(vector).values()) or "stored" in vector
+    # A message that looks like a list of files, names that repeat, a size of 0 with blocks behind it.
+    files = vector.get("files", vector.get("source_files"))
+    repeats = len(files) - len(vectors.archived(vector) or ()) if files is not None else 0
+    assert len(verified.oddities) == repeats + ("stored" in vector) + (name == "0.7.0-cli-lz4-commit-thin.hxz")
 
 
 @pytest.mark.parametrize("name", [name for name in ALL if "signature" in vectors.load()[name]])
@@ -96,12 +152,12 @@ def served(
 ) -> Iterator[tuple[Server, list[str]]]:
     """A daemon over all files that need this password (empty: none); thin files find their parents beside them."""
     names = [name for name in ALL if (vectors.password(vectors.load()[name]) or "") == request.param]
-    options: list[object] = ["--http-port", 0, "--nbd-port", 0, "--cache-size", "64M"]
+    options: list[object] = ["--http-port", 0, "--nbd-port", 0, "--s3-port", 0, "--cache-size", "64M"]
     if request.param:
         secret = tmp_path_factory.mktemp("secret") / "password"
         secret.write_text(request.param)
         options += ["--password-file", secret]
-    with Server(*options, *(vectors.folder() / name for name in names)) as running:
+    with Server(*options, *map(vectors.path, names)) as running:
         yield running, names
 
 
@@ -122,6 +178,30 @@ def test_over_http(served: tuple[Server, list[str]]) -> None:
                     part = session.get(f"{base}/{stream}", headers={"Range": f"bytes={offset}-{offset + length - 1}"})
                     assert part.status_code == 206
                     assert hashlib.sha256(part.content).hexdigest() == sha256, (name, stream, offset)
+            if "stored" in vector:
+                assert session.get(f"{base}/disk").content == b""
+            for path, facts in (vectors.archived(vector) or {}).items():
+                file = session.get(f"{base}/files/{quote(path)}")
+                assert file.status_code == 200 and is_file(file.content, facts), (name, path)
+
+
+def test_over_s3(served: tuple[Server, list[str]]) -> None:
+    server, names = served
+    endpoint = server.urls["s3"].replace("s3:", "http:").rstrip("/")
+    with requests.Session() as session:
+        for name in names:
+            vector = vectors.load()[name]
+            bucket = f"{endpoint}/{bucket_of(name[:-4])}"
+            if vector["expect"] == "unresolvable-parent-block":
+                assert session.get(f"{bucket}/disk").status_code == 500
+                continue
+            for stream, facts in vectors.expected(vector).items():
+                whole = session.get(f"{bucket}/{stream}")
+                assert whole.status_code == 200
+                assert hashlib.sha256(whole.content).hexdigest() == facts["sha256"], (name, stream)
+            for path, facts in (vectors.archived(vector) or {}).items():
+                file = session.get(f"{bucket}/files/{quote(path)}")
+                assert file.status_code == 200 and is_file(file.content, facts), (name, path)
 
 
 NBD_SCRIPT = """

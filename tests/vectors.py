@@ -1,4 +1,4 @@
-"""The sample files of every release: a selection in ``corpus``, and the whole set where it lies beside the checkout."""
+"""The sample files of every release: a selection in ``corpus``; the whole sets where they lie beside the checkout."""
 
 from __future__ import annotations
 
@@ -12,19 +12,42 @@ ROOT = Path(__file__).resolve().parent.parent
 STREAMS = {"disk": "main", "memory": "aux"}
 
 
-def folder() -> Path:
-    """The whole set if it is there ($HEXZ_VECTORS or ../shared/vectors), else the selection."""
-    for place in (os.environ.get("HEXZ_VECTORS"), ROOT.parent / "shared" / "vectors"):
-        if place and (Path(place) / "vectors.json").is_file():
-            return Path(place)
-    return ROOT / "tests" / "corpus"
+def folders() -> list[Path]:
+    """The whole sets, each with a ``vectors.json``; where there is none, the selection.
+
+    They are in the folders of $HEXZ_VECTORS (several are separated by colons), else beside the checkout; a set may
+    have a part of its own in a folder ``pipes``.
+    """
+    named = os.environ.get("HEXZ_VECTORS")
+    if named:
+        sets = [Path(folder) for folder in named.split(":")]
+    else:
+        beside = [ROOT.parent / "shared" / name for name in ("vectors", "vectors-cli")]
+        sets = [folder for folder in beside if (folder / "vectors.json").is_file()] or [ROOT / "tests" / "corpus"]
+    return sets + [folder / "pipes" for folder in sets if (folder / "pipes" / "vectors.json").is_file()]
 
 
 @cache
 def load() -> dict[str, dict[str, Any]]:
     """Facts of each file, by its name."""
-    listed = json.loads((folder() / "vectors.json").read_text())["vectors"]
-    return {vector["file"]: vector for vector in listed}
+    return {
+        vector["file"]: {**vector, "folder": folder}
+        for folder in folders()
+        for vector in json.loads((folder / "vectors.json").read_text())["vectors"]
+    }
+
+
+def path(name: str) -> Path:
+    """Where a sample file is."""
+    return Path(load()[name]["folder"]) / name
+
+
+def archived(vector: dict[str, Any]) -> dict[str, dict[str, Any]] | None:
+    """The files that it lists, by path: of equal ones the last; None when it lists none."""
+    listed = vector.get("files", vector.get("source_files"))
+    if listed is None:
+        return None
+    return {file.get("path", file.get("name")): file for file in listed}
 
 
 def password(vector: dict[str, Any]) -> str | None:

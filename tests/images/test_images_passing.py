@@ -61,7 +61,7 @@ def test_pieces_of_files_of_every_release_are_what_was_packed(name: str) -> None
     vector = vectors.load()[name]
     password = vectors.password(vector)
     context = new_context(8 << 20, password.encode() if password else None)
-    with open_snapshot(str(vectors.folder() / name), context) as snapshot:
+    with open_snapshot(str(vectors.path(name)), context) as snapshot:
         for stream_name, facts in vectors.expected(vector).items():
             stream = snapshot.streams[stream_name]
             if facts["size"] > 64 << 20 or vector["expect"] == "unresolvable-parent-block":

@@ -279,7 +279,8 @@ def test_zeros_that_were_stored_as_data_become_holes_too(tmp_path: Path) -> None
 @pytest.mark.parametrize("name", ARCHIVES)
 def test_folder_archives_come_out_as_folders(tmp_path: Path, name: str) -> None:
     vector = VECTORS[name]
-    extracted = extract(str(CORPUS / name), str(tmp_path / "out"))
+    password = vector["password"].encode() if vector["password"] else None
+    extracted = extract(str(CORPUS / name), str(tmp_path / "out"), password=password)
     assert extracted == (sum(file["size"] for file in vector["files"]), [])
     found = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*") if path.is_file()}
     assert found == {file["path"] for file in vector["files"]}
