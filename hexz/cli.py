@@ -13,6 +13,7 @@ from hexz.daemon.systemd import Notifier
 from hexz.daemon.unit_files import hidden_from_services, unit_file
 from hexz.errors import HexzError, UsageError
 from hexz.installation import check_packages
+from hexz.printable import printable
 
 __all__ = ["main"]
 
@@ -53,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if readiness.detached:
         readiness.report(Report(status, [message]))
     else:
-        print(f"hexz-serve: {message}", file=sys.stderr)
+        print(f"hexz-serve: {printable(message)}", file=sys.stderr)
         notifier = notifier or Notifier()
         notifier.status(message)
         notifier.settle()
@@ -63,9 +64,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _tell(report: Report) -> int:
     """Say in the process that was started what the daemon reported."""
     if report.status:
-        print(f"hexz-serve: {report.lines[0]}", file=sys.stderr)
+        print(f"hexz-serve: {printable(report.lines[0])}", file=sys.stderr)
     else:
-        print("\n".join(report.lines), flush=True)
+        print("\n".join(map(printable, report.lines)), flush=True)
     return report.status
 
 

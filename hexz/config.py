@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Sequence
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
 from hexz import __version__
-from hexz.errors import UnitError, UsageError
+from hexz.arguments import Parser, size
+from hexz.errors import UsageError
 from hexz.exposure import Access, parse_anonymous, tcp_place
 from hexz.secrets import credential
 from hexz.servers.addresses import Address, TcpAddress, UnixAddress
-from hexz.units import parse_size
 
 __all__ = ["DEFAULT_PORTS", "UNIT_KINDS", "Settings", "access_of", "parse_arguments"]
 
@@ -25,6 +25,15 @@ UNIT_KINDS = ("service", "activated", "http-socket", "nbd-socket", "user")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
+_DESCRIPTION = """\
+Serve compressed .hxz snapshots, read-only, over HTTP ranges, NBD and S3.
+
+  hexz-serve snap.hxz                          http://127.0.0.1:8080/disk and .../memory
+  hexz-serve --http --nbd snap.hxz             and nbd://127.0.0.1:10809/
+  hexz-serve --daemon --port 8081 /srv/folder  every .hxz of a folder, detached; --stop ends it
+"""
+
+
 class Settings(NamedTuple):
     """The command line, checked.  Sizes in bytes, times in seconds.
 
@@ -34,18 +43,6 @@ class Settings(NamedTuple):
     snapshots: tuple[str, ...]
     listen: dict[str, list[Address]]
     options: argparse.Namespace
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(message)
-
-
-def _size(text: str) -> int:
-    try:
-        return parse_size(text)
-    except UnitError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _port(text: str) -> int:
@@ -77,9 +74,11 @@ def _count(text: str) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="hexz-serve",
-        description="Serve compressed .hxz snapshots, read-only, over HTTP ranges, NBD and S3.",
+        usage="hexz-serve [OPTIONS] SNAPSHOT [SNAPSHOT ...]",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument(
@@ -142,10 +141,10 @@ def _listening(group: argparse._ArgumentGroup) -> None:
         help="whether NBD clients may or must use TLS (default required with --tls-cert, else off)",
     )
     group.add_argument(
-        "--nbd-pad", type=_size, default=1, metavar="BYTES", help="round NBD export sizes up with zeros (default 1)"
+        "--nbd-pad", type=size, default=1, metavar="BYTES", help="round NBD export sizes up with zeros (default 1)"
     )
     group.add_argument(
-        "--max-range", type=_size, default=0, metavar="SIZE", help="clamp one ranged HTTP answer (default 0 = no clamp)"
+        "--max-range", type=size, default=0, metavar="SIZE", help="clamp one ranged HTTP answer (default 0 = no clamp)"
     )
     group.add_argument(
         "--rate-limit", metavar="N[,SIZE]", help="requests, and bytes, that one HTTP client may use each second"
@@ -153,13 +152,17 @@ def _listening(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--access-log", metavar="FILE", help="one JSON line for each HTTP request")
     group.add_argument("--cors", metavar="ORIGIN", help="let web pages of this origin read ('*' for any)")
     group.add_argument(
-        "--max-connections", type=_count, default=4096, metavar="N", help="most connections for each listener"
+        "--max-connections",
+        type=_count,
+        default=4096,
+        metavar="N",
+        help="most connections for each listener (default %(default)s)",
     )
 
 
 def _reading(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--cache-size", type=_size, default=256 << 20, metavar="SIZE", help="decompressed blocks kept (default 256M)"
+        "--cache-size", type=size, default=256 << 20, metavar="SIZE", help="decompressed blocks kept (default 256M)"
     )
     group.add_argument(
         "--images-dir", metavar="DIR", help="registrations of images, as JSON files; they come and go without a restart"

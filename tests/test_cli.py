@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -73,13 +74,20 @@ def port_taken(folder: Path) -> list[object]:
     return ["--port", taken.getsockname()[1], CORPUS / "0.7.0-lz4-onebyte.hxz"]
 
 
+def no_certificate(folder: Path) -> list[object]:
+    (folder / "bad.pem").write_text("no certificate")
+    return ["--tls-cert", folder / "bad.pem", "--tls-key", folder / "bad.pem", GOOD]
+
+
 TAKEN: list[socket.socket] = []
 GOOD = CORPUS / "0.7.0-lz4-onebyte.hxz"
 HEADER = (CORPUS / "0.7.0-lz4-onebyte.hxz").read_bytes()
 
 CASES: dict[str, tuple[Callable[[Path], list[object]], int, str]] = {
     "no snapshot": (lambda folder: [], 2, "no snapshot given"),
-    "unknown option": (lambda folder: ["--frobnicate", GOOD], 2, "--frobnicate"),
+    "unknown option": (lambda folder: ["--frobnicate", GOOD], 2, "--frobnicate (see hexz-serve --help)"),
+    "misspelt option": (lambda folder: ["--ndb", GOOD], 2, "--ndb: did you mean --nbd?"),
+    "misspelt option with a value": (lambda folder: ["--chache-size=1G", GOOD], 2, "did you mean --cache-size?"),
     "bad port": (lambda folder: ["--port", "70000", GOOD], 2, "70000"),
     "bad size": (lambda folder: ["--cache-size", "many", GOOD], 2, "'many' is not a size"),
     "port for two protocols": (lambda folder: ["--port", 1, "--nbd", "--http", GOOD], 2, "--nbd-port"),
@@ -92,25 +100,34 @@ CASES: dict[str, tuple[Callable[[Path], list[object]], int, str]] = {
     "missing": (lambda folder: [folder / "none.hxz"], 66, "none.hxz: no such file"),
     "directory without snapshots": (lambda folder: [folder], 66, "no .hxz file"),
     "a pipe": (lambda folder: (os.mkfifo(folder / "p.hxz"), [folder / "p.hxz"])[1], 66, "not a regular file"),
-    "empty": (file_of(b""), 65, "only 0 bytes"),
+    "empty": (file_of(b""), 65, "not a hexz snapshot: the file is empty"),
+    "small and foreign": (file_of(b"PK"), 65, "not a hexz snapshot"),
     "foreign": (file_of(b"PK\3\4" * 2000), 65, "not a hexz snapshot"),
     "unfinished": (file_of(bytes(9000)), 65, "not finished"),
-    "truncated in the header": (file_of(HEADER[:100]), 65, "only 100 bytes"),
-    "truncated": (file_of(HEADER[:-40]), 65, "bad.hxz: "),
+    "truncated in the header": (file_of(HEADER[:100]), 65, "truncated: only 100 bytes"),
+    "truncated in the blocks": (file_of(HEADER[:4100]), 65, "truncated: the index is said to be at "),
+    "truncated in the index": (file_of(HEADER[:-40]), 65, "truncated"),
+    "truncated by a byte": (file_of(HEADER[:-1]), 65, "truncated"),
     "unreadable": (unreadable, 77, "permission denied"),
     "no password": (lambda folder: [copied(folder, encrypted())], 77, "--password-file"),
     "wrong password": (wrong_password, 77, "wrong password"),
     "missing password file": (lambda folder: ["--password-file", folder / "none", GOOD], 78, "none: cannot read"),
     "missing parent": (lambda folder: [copied(folder, thin())], 66, "--parent-dir"),
     "cyclic parents": (own_parent, 65, "its own ancestor"),
-    "port taken": (port_taken, 69, "in use"),
+    "port taken": (port_taken, 69, "Address already in use: choose another port (--port, or --http-port"),
     "no such address": (
         lambda folder: ["--bind", "192.0.2.1", "--allow-anonymous", "--port", 0, GOOD],
         69,
         "cannot listen",
     ),
+    "link-local address without its interface": (
+        lambda folder: ["--bind", "fe80::1", "--allow-anonymous", "--port", 0, GOOD],
+        69,
+        "--bind fe80::1%INTERFACE",
+    ),
     "missing certificate": (lambda folder: ["--tls-cert", "/none", "--tls-key", "/none", GOOD], 78, "/none"),
     "certificate without key": (lambda folder: ["--tls-cert", "/none", GOOD], 2, "--tls-key"),
+    "no certificate": (no_certificate, 78, "bad.pem: not a certificate with its key in "),
     "missing tokens": (lambda folder: ["--token-file", "/none", GOOD], 78, "/none"),
 }
 
@@ -131,6 +148,7 @@ def test_one_line_and_a_status(case: str, tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (status, ""), done.stderr
     lines = done.stderr.splitlines()
     assert len(lines) == 1 and lines[0].startswith("hexz-serve: ") and says in lines[0], done.stderr
+    assert "_ssl.c" not in done.stderr
 
 
 def test_without_cryptography_one_line_says_what_to_install(tmp_path: Path) -> None:
@@ -157,3 +175,39 @@ def test_check_prints_what_would_be_served() -> None:
     *snapshots, listener = done.stdout.splitlines()
     assert [line.split(":")[0] for line in snapshots] == ["one (default)", "0.4.5-zstd-onebyte"]
     assert listener == "http://127.0.0.1:8080/ reads: every user of this machine; writes: nobody"
+
+
+def test_help_begins_with_one_line_of_usage_and_examples() -> None:
+    command = [sys.executable, str(ROOT / "hexz_serve.py"), "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    lines = done.stdout.splitlines()
+    assert lines[:2] == ["usage: hexz-serve [OPTIONS] SNAPSHOT [SNAPSHOT ...]", ""]
+    assert any(line.startswith("  hexz-serve --http --nbd snap.hxz ") for line in lines[:10])
+    text = " ".join(done.stdout.split())
+    assert "most connections for each listener (default 4096)" in text
+    assert "python " not in text
+
+
+def test_a_name_cannot_write_to_the_terminal(tmp_path: Path) -> None:
+    name = "evil\x1b[2J\x9b1m\nhexz-serve: all is well.hxz"
+    (tmp_path / name).write_bytes(b"no snapshot")
+    command = [sys.executable, str(ROOT / "hexz_serve.py"), str(tmp_path / name)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.stderr.count("\n") == 1 and "\x1b" not in done.stderr and "\x9b" not in done.stderr
+    assert "evil\\x1b[2J\\x9b1m\\nhexz-serve: all is well" in done.stderr
+
+
+def test_the_reason_of_tls_is_the_librarys_own_words() -> None:
+    from hexz.servers.tls import tls_reason
+
+    for error, reason in (
+        (ssl.SSLError(1, "[SSL: WRONG_VERSION_NUMBER] wrong version number (_ssl.c:1006)"), "wrong version number"),
+        (ssl.SSLError(524297, "[SSL] PEM lib (_ssl.c:3877)"), "pem lib"),
+        (TimeoutError("_ssl.c:983: The handshake operation timed out"), "the handshake operation timed out"),
+        (TimeoutError("timed out"), "timed out"),
+        (
+            ssl.SSLEOFError(8, "EOF occurred in violation of protocol (_ssl.c:1006)"),
+            "eof occurred in violation of protocol",
+        ),
+    ):
+        assert tls_reason(error) == reason

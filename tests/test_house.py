@@ -14,7 +14,16 @@ TOP = {"hexz_serve.py", "hexz", "systemd", "tests", "Makefile", "README.md", "py
 
 # From the ground up: a module imports from its own floor and those before it.
 FLOORS = [
-    ("hexz.errors", "hexz.units", "hexz.jsontext", "hexz.installation", "hexz.exposure", "hexz.__init__"),
+    (
+        "hexz.errors",
+        "hexz.units",
+        "hexz.jsontext",
+        "hexz.installation",
+        "hexz.printable",
+        "hexz.exposure",
+        "hexz.arguments",
+        "hexz.__init__",
+    ),
     ("hexz.metrics",),
     ("hexz.format",),
     ("hexz.storage",),

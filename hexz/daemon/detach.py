@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from hexz.errors import JsonError, SystemFailure
 from hexz.jsontext import load_json
+from hexz.printable import printable
 
 __all__ = ["Readiness", "Report", "detach", "fill_standard_descriptors"]
 
@@ -45,7 +46,7 @@ class Readiness:
         """Tell the parent, once; it ends then."""
         fd, self._fd = self._fd, None
         if fd is None:
-            sys.stdout.write("".join(f"{line}\n" for line in report.lines))
+            sys.stdout.write("".join(f"{printable(line)}\n" for line in report.lines))
             sys.stdout.flush()
             return
         with contextlib.suppress(BrokenPipeError):  # the parent was killed: nobody waits any more

@@ -13,6 +13,7 @@ from hexz.daemon.logs import candidate_folders
 from hexz.daemon.pidfile import facts_of, running_pid, stop_running
 from hexz.daemon.places import default_pid_file
 from hexz.errors import HexzError
+from hexz.printable import printable
 from hexz.servers.addresses import Address, UnixAddress
 
 __all__ = ["NOT_RUNNING", "ask"]
@@ -62,7 +63,7 @@ def _status(settings: Settings, path: str | None, pid: int | None) -> int:
         try:
             answer = ask_daemon(control)
         except HexzError as error:
-            print(f"hexz-serve: {error}", file=sys.stderr)
+            print(f"hexz-serve: {printable(str(error))}", file=sys.stderr)
     facts = facts_of(path, pid) if path is not None and pid is not None else {}
     pid = answer.get("pid", pid)
     if pid:
@@ -71,7 +72,7 @@ def _status(settings: Settings, path: str | None, pid: int | None) -> int:
         strangers = _who_answers(settings)
         found = f": {_nothing_found(settings)}; something answers on {strangers}" if strangers else ""
         lines = [f"not running{found}"]
-    print("\n".join([*lines, *answer.get("status", [])]))
+    print("\n".join(printable(str(line)) for line in [*lines, *answer.get("status", [])]))
     return 0 if pid else NOT_RUNNING
 
 

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 
 from hexz.errors import ConfigError
+from hexz.printable import CONTROLS
 
 __all__ = ["LogFiles", "candidate_folders", "open_log", "set_up_logging"]
 
@@ -17,14 +18,11 @@ _PLAIN = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 _PRIORITIES = {"DEBUG": 7, "INFO": 6, "WARNING": 4, "ERROR": 3, "CRITICAL": 2}
 
 
-_CONTROLS = {**{code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if code != 9}, 10: "\\n"}
-
-
 class _Plain(logging.Formatter):
     """Text that came from a client or a file name can neither end the line nor move a terminal's cursor."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        return super().formatMessage(record).translate(_CONTROLS)
+        return super().formatMessage(record).translate(CONTROLS)
 
 
 class _Journal(_Plain):

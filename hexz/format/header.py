@@ -155,12 +155,14 @@ def header_candidates(region: bytes, file_size: int) -> list[Header]:
     Rule 5 needs the index.  `file_size` is in bytes.  The list has one or two headers.
     Raises: HeaderError when nothing fits; its text is that of the likelier reading.
     """
-    if len(region) < HEADER_SIZE:
-        raise HeaderError(f"only {len(region)} bytes: a snapshot has at least {HEADER_SIZE}")
     if region[:4] != MAGIC:
-        if not any(region):
+        if not region:
+            raise HeaderError("not a hexz snapshot: the file is empty")
+        if not any(region) and len(region) == HEADER_SIZE:
             raise HeaderError("the header is all zeros: the snapshot was not finished when it was written")
         raise HeaderError("not a hexz snapshot (no HEXZ magic)")
+    if len(region) < HEADER_SIZE:
+        raise HeaderError(f"truncated: only {len(region)} bytes are left of a header of {HEADER_SIZE}")
     version = _U32.unpack_from(region, 4)[0]
     if version != VERSION:
         raise HeaderError(f"format version {version} is unknown: this reader knows version {VERSION}")
@@ -221,7 +223,8 @@ def _check_places(
     signature: Piece | None,
 ) -> None:
     if not HEADER_SIZE <= index_offset < file_size:
-        raise HeaderError(f"the index is said to be at {index_offset}, outside the file of {file_size} bytes")
+        what = "truncated" if index_offset >= file_size else "damaged"
+        raise HeaderError(f"{what}: the index is said to be at {index_offset}, outside the file of {file_size} bytes")
     for what, piece in (("dictionary", dictionary), ("metadata", metadata), ("signature", signature)):
         if piece is not None and (piece.offset < HEADER_SIZE or piece.end > file_size):
             raise HeaderError(f"the {what} is said to be at {piece.offset}+{piece.length}, outside the file")

@@ -106,16 +106,18 @@ def index_length(read: Callable[[int, int], bytes], available: int) -> int:
     length = 0
     for _ in range(2):
         if length + _U64.size > available:
-            raise DamagedIndex("the master index is cut off")
+            raise DamagedIndex("truncated: the master index is cut off")
         count = _U64.unpack(read(length, _U64.size))[0]
         length += _U64.size
         if count > (available - length) // RECORD_SIZE:
-            raise DamagedIndex(f"the master index lists {count} pages, more than the file can hold")
+            raise DamagedIndex(
+                f"truncated or damaged: the master index lists {count} pages, more than the file can hold"
+            )
         length += count * RECORD_SIZE
         if length > MAX_INDEX:
             raise DamagedIndex(f"the master index has {length} bytes: at most {MAX_INDEX} are accepted")
     if length + _SIZES.size > available:
-        raise DamagedIndex("the master index is cut off")
+        raise DamagedIndex("truncated: the master index is cut off")
     return length + _SIZES.size
 
 

@@ -24,6 +24,7 @@ _FLOCK = struct.Struct("hhqqi4x")
 class OverlayInUse(OverlayError):
     """Another process has the overlay; soon perhaps no more."""
 
+    exit_status = 75
     http_status = 503
 
 

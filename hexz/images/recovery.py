@@ -45,7 +45,7 @@ MAX_JOURNAL = HEAD_SIZE + 8 * MAX_RUNS * RECORD_SIZE
 
 
 class OverlayError(ImageError):
-    """An overlay's files are damaged, in use, or lie over another snapshot."""
+    """An overlay's files are damaged, or lie over another snapshot."""
 
     exit_status = 65
 

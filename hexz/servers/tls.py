@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import ssl
 from collections.abc import Sequence
 
 from hexz.errors import ConfigError
 
-__all__ = ["TlsContext"]
+__all__ = ["TlsContext", "tls_reason"]
+
+_SOURCE = re.compile(r"^(\[[^]]*\]|_ssl\.c:\d+:) *| *\(_ssl\.c:\d+\)")
+"""What Python puts around OpenSSL's words: the library's name and a line of its own source."""
+
+NO_PEM = "pem lib"
+"""What OpenSSL says of a file that is something else altogether."""
+
+
+def tls_reason(error: Exception) -> str:
+    """What went wrong, in OpenSSL's words alone."""
+    words = _SOURCE.sub("", error.args[-1] if error.args and isinstance(error.args[-1], str) else str(error))
+    return words.replace("_", " ").lower() or type(error).__name__
 
 
 class TlsContext:
@@ -34,7 +47,11 @@ class TlsContext:
         try:
             context.load_cert_chain(self._certificate, self._key)
         except ssl.SSLError as error:
-            raise ConfigError(f"{self._certificate}: not a certificate with its key: {error.reason or error}") from None
+            reason = tls_reason(error)
+            detail = "" if reason == NO_PEM else f": {reason}"
+            raise ConfigError(
+                f"{self._certificate}: not a certificate with its key in {self._key}, both as PEM{detail}"
+            ) from None
         except OSError as error:
             path = self._key if error.filename == self._key else self._certificate
             raise ConfigError(f"{path}: cannot read: {error.strerror}") from None

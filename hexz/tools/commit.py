@@ -47,11 +47,14 @@ def commit(
     parent_dirs: tuple[str, ...] = (),
     seal: bool = False,
     seals: SealPolicy = NO_POLICY,
+    replace: bool = True,
 ) -> Committed:
     """Write the thin snapshot `out` of the overlay, which no server may have open; the overlay stays as it is.
 
     With `seal` its seal is written too, keyed if `seals` has a key.  `parent` is where the snapshot below is now, if
     not where it was.  Blocks that were written and are what the parent has anyway are left to it.
+    The file is its owner's alone where the overlay is a memory's, or lies over something encrypted.  Without `replace`
+    a file that is there already is an error.
     Raises: OverlayError, UsageError, SystemFailure, what opening the parent and reading raise.
     """
     head = _head_of(overlay)
@@ -63,10 +66,11 @@ def commit(
             if stream is None or stream.etag != head.etag:
                 raise UsageError(f"{below}: is not the snapshot that {overlay} was made over: name it with --parent")
             family = (snapshot.path for snapshot in (base, *base.ancestors()))
-            check_output(out, [overlay, overlay + JOURNAL_SUFFIX, *family])
+            check_output(out, [overlay, overlay + JOURNAL_SUFFIX, *family], replace)
+            private = head.stream == "memory" or base.encrypted
             store = OverlayStore(overlay, head, stream.read, read_only=True)
             try:
-                with sealed_file(out, seal, seals.key) as file:
+                with sealed_file(out, seal, seals.key, private, replace) as file:
                     return _write(store, base, stream, file, out, Compression[compression.upper()], level)
             finally:
                 store.close()

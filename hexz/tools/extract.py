@@ -53,6 +53,7 @@ def extract(
 
     Without a stream's `name`, a folder archive or tar conversion gives its files and anything else its disk.
     With `undeclared` a stream that declares no bytes gives what its blocks hold.
+    A memory, and what was encrypted, is its owner's alone.
     Raises: UsageError when the folder exists; NoSuchSnapshot; SystemFailure; what opening and reading raise.
     """
     context = new_context(CACHE, password, parent_dirs, seals=seals)._replace(take_undeclared=undeclared)
@@ -64,11 +65,16 @@ def extract(
         check_output(out, [snapshot.path, *(parent.path for parent in snapshot.ancestors())])
         if stream.size > LARGEST_FILE:
             raise SystemFailure(f"{out}: cannot write: no file can have {stream.size} bytes")
-        with Progress(f"extracting {stream.name}", stream.size) as progress, whole_file(out) as file:
+        private = stream.name == "memory" or _encrypted(snapshot)
+        with Progress(f"extracting {stream.name}", stream.size) as progress, whole_file(out, private) as file:
             _copy(stream, 0, stream.size, file, progress)
         lost = snapshot.undeclared.get(stream.name, 0) - stream.size
         told = f"{lost} bytes of the {stream.name} stream, which declares none: --undeclared saves them"
         return Extracted(stream.size, [told] if lost > 0 else [])
+
+
+def _encrypted(snapshot: Snapshot) -> bool:
+    return any(one.encrypted for one in (snapshot, *snapshot.ancestors()))
 
 
 def _copy(stream: Stream, offset: int, length: int, file: BinaryIO, progress: Progress) -> None:
@@ -99,7 +105,7 @@ def _extract_folder(snapshot: Snapshot, files: list[ArchivedFile], out: str) -> 
     left_out: list[str] = []
     aside = hidden_name(os.path.dirname(os.path.abspath(out)))
     try:
-        os.mkdir(aside)
+        os.mkdir(aside, 0o700 if _encrypted(snapshot) else 0o777)
         with Progress("extracting files", total) as progress:
             for file in files:
                 trouble = _extract_file(snapshot, file, aside, progress)

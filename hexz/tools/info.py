@@ -6,6 +6,7 @@ import json
 import time
 from typing import Any
 
+from hexz.printable import printable
 from hexz.sealed import NO_POLICY, SealPolicy
 from hexz.snapshot import Snapshot, new_context, open_snapshot
 from hexz.units import format_size
@@ -71,7 +72,7 @@ def _table(facts: dict[str, Any]) -> str:
     elif facts["metadata_bytes"]:
         rows.append(("metadata", format_size(facts["metadata_bytes"])))
     rows += [("odd", oddity) for oddity in facts["oddities"]]
-    return "\n".join(f"{label:<11}{text}" for label, text in rows)
+    return "\n".join(f"{label:<11}{printable(text)}" for label, text in rows)
 
 
 def _blocks(facts: dict[str, Any]) -> str:

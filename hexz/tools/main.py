@@ -7,14 +7,16 @@ import io
 import os
 import sys
 from collections.abc import Sequence
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
 from hexz import __version__
-from hexz.errors import HexzError, UnitError, UsageError
+from hexz.arguments import Parser, size
+from hexz.errors import HexzError, UsageError
 from hexz.installation import check_packages
+from hexz.printable import printable
 from hexz.sealed import SealPolicy
 from hexz.secrets import read_key, read_password, read_seal_key
-from hexz.units import format_size, parse_size
+from hexz.units import format_size
 
 __all__ = ["main"]
 
@@ -22,22 +24,10 @@ DAMAGED = 1
 """Exit status of ``verify`` when a block is damaged, and of ``extract`` when a file was left out."""
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message} (see {self.prog} --help)")
-
-
-def _size(text: str) -> int:
-    try:
-        return parse_size(text)
-    except UnitError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="hexz", description="Write, inspect and read .hxz snapshots.", allow_abbrev=False)
+    parser = Parser(prog="hexz", description="Write, inspect and read .hxz snapshots.", allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"hexz-serve {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
 
     pack = commands.add_parser("pack", help="write a snapshot")
     pack.add_argument("disk", metavar="DISK", help="raw disk image or block device")
@@ -45,7 +35,7 @@ def _parser() -> argparse.ArgumentParser:
     pack.add_argument("--memory", metavar="FILE", help="raw memory image")
     pack.add_argument("--compression", choices=("lz4", "zstd"), default="lz4", help="default lz4")
     pack.add_argument("--level", type=int, metavar="N", help="lz4: 0 fast, 1-12 high; zstd: 1-22")
-    pack.add_argument("--block-size", type=_size, default=64 << 10, metavar="SIZE", help="default 64K")
+    pack.add_argument("--block-size", type=size, default=64 << 10, metavar="SIZE", help="default 64K")
     pack.add_argument("--dictionary", action="store_true", help="train a dictionary first (zstd, small blocks)")
     pack.add_argument("--parent", metavar="FILE", help="leave out what this snapshot has at the same place")
     pack.add_argument("--workers", type=int, metavar="N", help="threads that compress; default one for each core")
@@ -61,8 +51,8 @@ def _parser() -> argparse.ArgumentParser:
     cat = commands.add_parser("cat", help="bytes of a stream to standard output")
     cat.add_argument("file", metavar="FILE")
     cat.add_argument("--stream", choices=("disk", "memory"), default="disk")
-    cat.add_argument("--offset", type=_size, default=0, metavar="N", help="first byte")
-    cat.add_argument("--length", type=_size, metavar="N", help="bytes; default to the end")
+    cat.add_argument("--offset", type=size, default=0, metavar="N", help="first byte")
+    cat.add_argument("--length", type=size, metavar="N", help="bytes; default to the end")
 
     extract = commands.add_parser("extract", help="a stream to a sparse file, or listed files to a folder")
     extract.add_argument("file", metavar="FILE")
@@ -81,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     seal.add_argument("files", metavar="FILE", nargs="+")
 
     for writing in (pack, commit):
+        writing.add_argument("--force", action="store_true", help="replace OUT if it is there already")
         writing.add_argument("--seal", action="store_true", help="write its seal too; keyed with --seal-key-file")
     for reading in (pack, info, verify, cat, extract, commit):
         reading.add_argument("--password-file", metavar="FILE", help="password of an encrypted snapshot")
@@ -116,8 +107,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
+def _say(text: str) -> None:
+    print(printable(text))
+
+
 def _fail(message: str, status: int) -> int:
-    print(f"hexz: {message}", file=sys.stderr)
+    print(f"hexz: {printable(message)}", file=sys.stderr)
     return status
 
 
@@ -156,7 +151,7 @@ def _run(options: argparse.Namespace) -> int:
         extracted = extract(options.file, options.out, options.stream, *opening, options.undeclared)
         for left_out in extracted.left_out:
             _fail(f"{options.file}: left out: {left_out}", DAMAGED)
-        print(f"{options.out}: {format_size(extracted.written)}")
+        _say(f"{options.out}: {format_size(extracted.written)}")
         return DAMAGED if extracted.left_out else 0
     return 0
 
@@ -167,7 +162,7 @@ def _seal(paths: list[str], key: bytes | None) -> int:
     for path in paths:
         sealed = seal(path, key)
         kind = "keyed" if key else "plain"
-        print(f"{sealed.path}: {kind} seal of {format_size(sealed.header.file_size)}, root {sealed.header.root.hex()}")
+        _say(f"{sealed.path}: {kind} seal of {format_size(sealed.header.file_size)}, root {sealed.header.root.hex()}")
     return 0
 
 
@@ -179,15 +174,15 @@ def _pack(options: argparse.Namespace, opening: _Opening) -> None:
     password, parent_dirs, seals = opening
     packed = pack(
         options.disk, options.out, options.memory, options.compression, options.level, options.block_size,
-        options.dictionary, options.parent, options.workers, password, parent_dirs, options.seal, seals,
+        options.dictionary, options.parent, options.workers, password, parent_dirs, options.seal, seals, options.force,
     )  # fmt: skip
-    print(
+    _say(
         f"{options.out}: {format_size(packed.image_bytes)} in {format_size(packed.file_bytes)}; blocks: "
         f"{packed.data} stored, {packed.repeated} repeated, {packed.zero} zero, {packed.parent} in the parent"
     )
     if packed.parent_path is not None and os.path.isabs(packed.parent_path):
         folder = os.path.dirname(packed.parent_path)
-        print(f"{options.out}: its parent is in another folder: open it with --parent-dir {folder}")
+        _say(f"{options.out}: its parent is in another folder: open it with --parent-dir {folder}")
 
 
 def _commit(options: argparse.Namespace, opening: _Opening) -> None:
@@ -198,9 +193,9 @@ def _commit(options: argparse.Namespace, opening: _Opening) -> None:
     password, parent_dirs, seals = opening
     done = commit(
         options.overlay, options.out, options.parent, options.compression, options.level, password, parent_dirs,
-        options.seal, seals,
+        options.seal, seals, options.force,
     )  # fmt: skip
-    print(
+    _say(
         f"{options.out}: {format_size(done.file_bytes)} over {done.parent}; blocks: "
         f"{done.data} stored, {done.zero} zero, {done.inherited} in the parent"
     )
@@ -219,9 +214,10 @@ def _verify(paths: list[str], opening: _Opening, public_key: bytes | None) -> in
             continue
         if verified.damaged:
             status = DAMAGED
-            print(f"{path}: DAMAGED: {verified.damaged} places in {format_size(verified.checked)}")
+            places = "1 place" if verified.damaged == 1 else f"{verified.damaged} places"
+            _say(f"{path}: DAMAGED: {places} in {format_size(verified.checked)}")
         else:
-            print(f"{path}: ok, {format_size(verified.checked)} checked")
+            _say(f"{path}: ok, {format_size(verified.checked)} checked")
         for oddity in verified.oddities:
-            print(f"{path}: odd: {oddity}")
+            _say(f"{path}: odd: {oddity}")
     return status

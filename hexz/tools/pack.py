@@ -83,12 +83,14 @@ def pack(
     parent_dirs: tuple[str, ...] = (),
     seal: bool = False,
     seals: SealPolicy = NO_POLICY,
+    replace: bool = True,
 ) -> Packed:
     """Write the snapshot `out` of the images `disk` and `memory`.
 
     With `parent`, blocks that it has at the same place are left out (a thin snapshot);
     `password` and `parent_dirs` are for opening it.  `block_size` is in bytes;
     `workers` is the number of threads that compress.  With `seal` its seal is written too, keyed if `seals` has a key.
+    With `memory` the file is its owner's alone.  Without `replace` a file that is there already is an error.
     Raises: UsageError, SnapshotNotFound, SystemFailure, and what opening `parent` raises.
     """
     codec = _check(compression, level, block_size, dictionary)
@@ -97,10 +99,10 @@ def pack(
     base = open_snapshot(parent, context) if parent else None
     try:
         family = [base, *base.ancestors()] if base else []
-        check_output(out, [*sources.values(), *(snapshot.path for snapshot in family)])
+        check_output(out, [*sources.values(), *(snapshot.path for snapshot in family)], replace)
         stored_parent = stored_path(parent, out) if parent else None
         trained = _train(disk, block_size) if dictionary else None
-        with sealed_file(out, seal, seals.key) as file:
+        with sealed_file(out, seal, seals.key, memory is not None, replace) as file:
             writer = SnapshotWriter(file, codec, block_size, trained, (stored_parent,) if stored_parent else ())
             packer = _Packer(writer, codec, level, trained, block_size, workers or os.cpu_count() or 1)
             for name, path in sources.items():

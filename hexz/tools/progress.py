@@ -7,6 +7,7 @@ import sys
 import time
 from typing import TextIO
 
+from hexz.printable import printable
 from hexz.units import format_size
 
 __all__ = ["Progress"]
@@ -20,7 +21,7 @@ class Progress:
 
     def __init__(self, label: str, total: int, out: TextIO | None = None) -> None:
         self._out = sys.stderr if out is None else out
-        self._label = label
+        self._label = printable(label)
         self._total = total
         self._done = 0
         self._began = time.monotonic()

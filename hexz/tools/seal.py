@@ -82,7 +82,9 @@ def _leaves(read: Callable[[int, int], bytes], size: int) -> Iterator[memoryview
 
 
 @contextlib.contextmanager
-def sealed_file(path: str, wanted: bool, key: bytes | None) -> Iterator[BinaryIO]:
+def sealed_file(
+    path: str, wanted: bool, key: bytes | None, private: bool = False, replace: bool = True
+) -> Iterator[BinaryIO]:
     """A new file as `whole_file` makes it, and if `wanted` its seal, which gets its name right after it.
 
     Raises: UsageError when a seal is there and none is wanted: it would make the new file unreadable; SystemFailure.
@@ -91,11 +93,11 @@ def sealed_file(path: str, wanted: bool, key: bytes | None) -> Iterator[BinaryIO
     if not wanted:
         if os.path.lexists(out):
             raise UsageError(f"{out}: is the seal of the file to be replaced: give --seal, or remove it first")
-        with whole_file(path) as file:
+        with whole_file(path, private, replace) as file:
             yield file
         return
     check_output(out, ())
-    with whole_file(out) as target, whole_file(path) as file:
+    with whole_file(out) as target, whole_file(path, private, replace) as file:
         yield file
         size = file.seek(0, os.SEEK_END)
 

@@ -44,7 +44,7 @@ def write_over_http(tmp_path: Path, snapshot: str, changes: list[tuple[int, byte
             house.json("PATCH", "/over", data, place)
         house.json("PATCH", "/over", b'{"op":"zero","offset":131072,"size":65536}')
         refused = run(*HEXZ, "commit", overlay, tmp_path / "early.hxz", check=False, cwd=ROOT)
-        assert refused.returncode == 65 and "another process has this overlay open" in refused.stderr
+        assert refused.returncode == 75 and "another process has this overlay open" in refused.stderr
     assert not (tmp_path / "early.hxz").exists()
     return overlay
 

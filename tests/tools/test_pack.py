@@ -282,7 +282,7 @@ def test_killed_in_the_middle_leaves_no_file_of_that_name(tmp_path: Path, namele
     (out / "snap.hxz").write_bytes(b"what was there before")
     script = (
         "import sys, time; from hexz.tools import pack, output\n"
-        f"if not {nameless}: output._open_nameless = lambda folder: None\n"
+        f"if not {nameless}: output._open_nameless = lambda folder, mode: None\n"
         "real = pack.SnapshotWriter.finish\n"
         "def finish(self, metadata=b''):\n"
         "    print('here', flush=True); time.sleep(60)\n"
@@ -309,7 +309,7 @@ def test_interrupted_or_out_of_space_leaves_nothing(
 ) -> None:
     (tmp_path / "raw").write_bytes(samples.image(1 << 20))
     if not nameless:
-        monkeypatch.setattr(output, "_open_nameless", lambda folder: None)
+        monkeypatch.setattr(output, "_open_nameless", lambda folder, mode: None)
 
     def fail(*_: object) -> None:
         raise trouble
@@ -324,7 +324,7 @@ def test_interrupted_or_out_of_space_leaves_nothing(
 def test_the_mode_is_what_the_umask_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nameless: bool) -> None:
     (tmp_path / "raw").write_bytes(b"1")
     if not nameless:
-        monkeypatch.setattr(output, "_open_nameless", lambda folder: None)
+        monkeypatch.setattr(output, "_open_nameless", lambda folder, mode: None)
     before = os.umask(0o027)
     try:
         pack(str(tmp_path / "raw"), str(tmp_path / "out.hxz"))

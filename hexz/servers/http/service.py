@@ -14,7 +14,7 @@ from hexz.servers.base import Connection
 from hexz.servers.http.connection import PLAIN_RULES, Application, HttpConnection, Policy, Rules
 from hexz.servers.http.crowd import Crowd
 from hexz.servers.http.receiving import IDLE_S
-from hexz.servers.tls import TlsContext
+from hexz.servers.tls import TlsContext, tls_reason
 
 __all__ = ["HttpService"]
 
@@ -60,7 +60,7 @@ class HttpService:
             try:
                 connection.sock = self._tls.wrap(sock)
             except (ssl.SSLError, socket.timeout, TimeoutError) as error:
-                log.info("%s: TLS: %s", connection.peer, error)
+                log.info("%s: TLS: %s", connection.peer, tls_reason(error))
                 return
             if connection.summoned:
                 connection.end_after_answer()  # what is under TLS cannot be given to a successor

@@ -20,7 +20,7 @@ from hexz.servers.nbd.late import receive_late
 from hexz.servers.nbd.misses import MissPool
 from hexz.servers.nbd.outbox import Export
 from hexz.servers.nbd.transmission import Transmission
-from hexz.servers.tls import TlsContext
+from hexz.servers.tls import TlsContext, tls_reason
 
 __all__ = ["NbdService"]
 
@@ -181,7 +181,7 @@ class NbdService:
         except (TimeoutError, socket.timeout):
             log.info("%s: no agreement within %d s", connection.peer, HANDSHAKE_S)
         except ssl.SSLError as error:
-            log.info("%s: TLS: %s", connection.peer, error)
+            log.info("%s: TLS: %s", connection.peer, tls_reason(error))
         return None
 
     @staticmethod
