@@ -10,7 +10,7 @@ from hexz.catalog import Catalog
 from hexz.control.roots import Roots
 from hexz.errors import HexzError
 from hexz.protocol.nydus.bodies import BlobRequest
-from hexz.protocol.nydus.refusals import other
+from hexz.protocol.nydus.refusals import nested, other
 
 __all__ = ["MAX_BLOBS", "BlobTable"]
 
@@ -33,7 +33,7 @@ class BlobTable:
         Raises: ControlError.
         """
         key = (request.domain_id, request.blob_id)
-        taken = other("CreateBlobObject", "BlobCache", "blob_cache: entry already exists", "ALREADY_EXISTS")
+        taken = nested("CreateBlobObject", "BlobCache", "blob_cache: entry already exists", "ALREADY_EXISTS")
         if key in self._entries:
             raise taken
         if len(self._entries) >= MAX_BLOBS:
@@ -75,7 +75,7 @@ class BlobTable:
                 for key in [key for key in self._entries if key[0] == domain]:
                     del self._entries[key]
             elif self._entries.pop((domain, blob), None) is None:
-                raise other("DeleteBlobObject", "BlobCache", "blob_cache: cache entry not found", "NOT_FOUND")
+                raise nested("DeleteBlobObject", "BlobCache", "blob_cache: cache entry not found", "NOT_FOUND")
 
     def forget_cached(self, blob: str) -> None:
         """Drop the decompressed blocks of every snapshot that was registered as `blob`, in any domain.
@@ -88,7 +88,7 @@ class BlobTable:
             if name == blob
         }  # fmt: skip
         if not paths:
-            raise other("DeleteBlobFile", "BlobCache", "blob_cache: cache entry not found", "NOT_FOUND")
+            raise nested("DeleteBlobFile", "BlobCache", "blob_cache: cache entry not found", "NOT_FOUND")
         for one in self._catalog.served():
             if os.path.realpath(one.path) in paths:
                 one.snapshot.forget_cached()

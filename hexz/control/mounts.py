@@ -16,7 +16,7 @@ from hexz.catalog import Catalog, Served
 from hexz.control.roots import Roots
 from hexz.errors import HexzError, NameTaken, NoSuchSnapshot, SnapshotError, UsageError
 from hexz.protocol.nydus.bodies import MountRequest
-from hexz.protocol.nydus.refusals import ControlError, other
+from hexz.protocol.nydus.refusals import ControlError, nested, other
 from hexz.protocol.nydus.shapes import Instance
 from hexz.sources import name_of
 
@@ -197,7 +197,7 @@ def _name(mountpoint: str) -> str:
 
 
 def _there_already() -> ControlError:
-    return other("Mount", "MountFilesystem", "object or filesystem already exists", "ALREADY_EXISTS")
+    return nested("Mount", "MountFilesystem", "object or filesystem already exists", "ALREADY_EXISTS")
 
 
 def _not_there(mountpoint: str) -> ControlError:

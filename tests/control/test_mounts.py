@@ -288,3 +288,29 @@ def test_a_file_that_hangs_holds_up_nobody_but_its_own_mount(
 
 def opens_any(daemon: Controlled, path: Path) -> bool:
     return any(opens(daemon, fd, path) for fd in os.listdir(f"/proc/{daemon.process.pid}/fd"))
+
+
+def test_a_failed_change_says_its_cause_first_and_in_the_log_too(
+    daemon: Controlled, tmp_path: Path, other: Path
+) -> None:
+    (tmp_path / "text").write_text("no snapshot")
+    table = [
+        (tmp_path / "none.hxz", "no such file", "BAD_SOURCE"),
+        (tmp_path / "text", "not a hexz snapshot (no HEXZ magic)", "BAD_SOURCE"),
+    ]
+    for source, cause, code in table:
+        answer = mount(daemon.control, "/x", source)
+        assert (answer.status, answer.json["code"]) == (500, code)
+        assert answer.message == f"{source}: {cause} (Mount(MountFilesystem))"
+        wait_for(
+            lambda cause=cause, source=source: (
+                f"POST /api/v1/mount?mountpoint=%2Fx: 500: {source}: {cause}" in daemon.stderr()
+            )
+        )
+    # What clients of the Nydus daemon look for stays as that one says it.
+    done(mount(daemon.control, "/x", other))
+    again = mount(daemon.control, "/x", other)
+    assert again.message == 'Mount(MountFilesystem(Other("object or filesystem already exists")))'
+    failed = [line for line in daemon.stderr().splitlines() if "/api/v1/mount" in line]
+    assert [" WARNING " in line for line in failed[:2]] == [True, True] and " INFO " in failed[2]
+    assert failed[2].endswith(": 204")

@@ -121,8 +121,8 @@ def parse_log_level(body: bytes) -> str:
     level = _text(value, "log_level", body).lower()
     if level not in LOG_LEVELS:
         known = ", ".join(LOG_LEVELS)
-        text = f'Configure(ResponsePayloadType("{level[:32]} is no log level: one of {known}"))'
-        raise ControlError(500, "INVALID_ARGUMENT", text)
+        text = f"{level[:32]!r} is no log level: one of {known}"
+        raise other("Configure", "ResponsePayloadType", text, "INVALID_ARGUMENT")
     return level
 
 
@@ -171,4 +171,4 @@ def _cache_path(config: dict[str, Any]) -> object:
 
 def config_missing() -> ControlError:
     """A blob entry whose configuration is missing."""
-    return ControlError(400, "INVALID_ARGUMENT", 'CreateBlobObject(InvalidConfig("config or config_v2 is missing"))')
+    return other("CreateBlobObject", "InvalidConfig", "config or config_v2 is missing", "INVALID_ARGUMENT", 400)

@@ -1,7 +1,8 @@
 """Refusals in the shape that Nydus clients read: a status, a code, and a message with a fixed beginning.
 
-Clients search some messages for fixed words, so the messages keep the nested form
-``Operation(Kind("text"))`` of the Nydus daemon; the codes are our own.
+Clients search some messages for fixed words: those keep the nested form
+``Operation(Kind("text"))`` of the Nydus daemon.  Where the cause is our own to tell it
+comes first, in plain words, and the operation and the kind behind it.  The codes are our own.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ __all__ = [
     "ControlError",
     "abnormal",
     "bad_request",
+    "nested",
     "no_counter",
     "no_route",
     "no_tracing",
@@ -78,8 +80,13 @@ def abnormal(wrapper: str, what: str, status: int) -> ControlError:
 
 
 def other(wrapper: str, kind: str, text: str, code: str = "FAILED", status: int = 500) -> ControlError:
-    """Any other trouble: ``Mount(MountFilesystem(Other("text")))``."""
-    return ControlError(status, code, f"{wrapper}({kind}(Other({_quoted(text)})))")
+    """Any other trouble: ``text (Mount(MountFilesystem))``."""
+    return ControlError(status, code, f"{text} ({wrapper}({kind}))")
+
+
+def nested(wrapper: str, kind: str, text: str, code: str) -> ControlError:
+    """Trouble in the Nydus daemon's own words: ``Mount(MountFilesystem(Other("text")))``."""
+    return ControlError(500, code, f"{wrapper}({kind}(Other({_quoted(text)})))")
 
 
 _CODES = {400: "BAD_REQUEST", 404: "NOT_FOUND", 408: "TIMEOUT", 413: "TOO_LARGE", 414: "TOO_LARGE", 431: "TOO_LARGE"}

@@ -19,7 +19,7 @@ _KNOWN: dict[str, tuple[int, str]] = {
     "InvalidRequest": (400, "Invalid Request"),
     "InvalidToken": (400, "The provided token is malformed or otherwise not valid."),
     "InvalidURI": (400, "Couldn't parse the specified URI."),
-    "MethodNotAllowed": (405, "The specified method is not allowed against this resource."),
+    "MethodNotAllowed": (405, "This store is read-only: nothing can be written, changed or deleted here."),
     "NoSuchBucket": (404, "The specified bucket does not exist"),
     "NoSuchBucketPolicy": (404, "The bucket policy does not exist"),
     "NoSuchCORSConfiguration": (404, "The CORS configuration does not exist"),

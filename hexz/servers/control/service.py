@@ -8,13 +8,14 @@ from collections.abc import Collection
 from typing import Any
 
 from hexz.access import AccessEntry
+from hexz.errors import HexzError
 from hexz.exposure import OWN, Grant
-from hexz.protocol.http.head import RequestHead
+from hexz.protocol.http.head import RequestError, RequestHead
 from hexz.protocol.http.responses import Response
 from hexz.protocol.nydus.refusals import refusal_response
 from hexz.servers.addresses import peer_uid
 from hexz.servers.base import Connection
-from hexz.servers.http.connection import Application, HttpConnection, Rules
+from hexz.servers.http.connection import Application, HttpConnection, Request, Rules
 
 __all__ = ["ControlService"]
 
@@ -49,12 +50,27 @@ class _PeerPolicy:
 
 
 class _Audit:
-    """One line in the log for each call that may change something."""
+    """One line in the log for each call of one connection that may change something, with the cause if it failed."""
+
+    def __init__(self, application: Application) -> None:
+        self._application = application
+        self._cause = ""  # of the request that is being answered
+
+    def respond(self, request: Request) -> Response:
+        """What the application answers.  Raises: RequestError, HexzError."""
+        self._cause = ""
+        try:
+            return self._application.respond(request)
+        except (RequestError, HexzError) as error:
+            self._cause = f": {error}"
+            raise
 
     def write(self, entry: AccessEntry) -> None:
         """Called once a request was answered."""
+        cause, self._cause = self._cause, ""
         if entry.head is not None and entry.head.method not in READING:
-            log.info("%s: %s %s: %d", entry.token or "refused", entry.head.method, entry.head.target, entry.status)
+            who, level = entry.token or "refused", logging.WARNING if cause else logging.INFO
+            log.log(level, "%s: %s %s: %d%s", who, entry.head.method, entry.head.target, entry.status, cause)
 
 
 class ControlService:
@@ -73,7 +89,8 @@ class ControlService:
     def serve(self, connection: Connection) -> None:
         """Requests until the client leaves."""
         policy = _PeerPolicy(peer_uid(connection.sock), self._trusted)
-        HttpConnection(connection, self._application, policy, _Audit(), rules=_RULES).run()
+        audit = _Audit(self._application)
+        HttpConnection(connection, audit, policy, audit, rules=_RULES).run()
 
     def resume(self, connection: Connection, state: dict[str, Any], received: bytes) -> None:
         """A successor has a control socket of its own: nothing is handed over here."""
