@@ -102,6 +102,7 @@ class Connection:
         self.peer = peer
         self.since = time.monotonic()
         self.spoken = False  # set by the service with the peer's first request
+        self.adopted = False  # it came from another process, with which it may have spoken
         self._ending = False  # set once
         self._ending_since = 0.0
 
@@ -253,6 +254,7 @@ class Listener:
         """Serve a connection that came from another process.  Raises: OSError when resources are exhausted."""
         sock.setblocking(True)
         connection = Connection(sock, self, peer)
+        connection.adopted = True
         with self._lock:
             self.connections.add(connection)
         self._start(connection, lambda adopted: self.service.resume(adopted, state, received))

@@ -163,6 +163,7 @@ class Crowd:
 
     def __init__(self, address: tuple[str, int], image: bytes) -> None:
         self.idle = [Reader(address, image, 0.0) for _ in range(IDLE)]
+        self._ask_all(random.Random(1))  # whoever has never asked is not kept so long
         self.deaf = [socket.socket() for _ in range(DEAF)]
         for sock in self.deaf:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -170,14 +171,17 @@ class Crowd:
             sock.send(b"GET /disk HTTP/1.1\r\nHost: h\r\n\r\n")
         self.slow = Slow(address, SLOW)
 
-    def leave(self) -> None:
-        """The idle ones ask something after all, and are answered; then all hang up."""
-        source = random.Random(2)
+    def _ask_all(self, source: random.Random) -> None:
         for reader in self.idle:
             reader.sock.settimeout(PATIENCE_S)
             reader.ask(source)
             while reader.receive() is None:
                 continue
+
+    def leave(self) -> None:
+        """The idle ones ask something after all, and are answered; then all hang up."""
+        self._ask_all(random.Random(2))
+        for reader in self.idle:
             reader.sock.close()
         for sock in self.deaf:
             sock.close()

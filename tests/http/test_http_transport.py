@@ -345,6 +345,7 @@ def test_connections_over_the_limit(snapshot_file: Path) -> None:
 def hasty(monkeypatch: pytest.MonkeyPatch, snapshot_file: Path) -> Iterator[Serving]:
     """A server with no patience."""
     monkeypatch.setattr(http_receiving, "HEAD_S", 0.3)
+    monkeypatch.setattr(http_receiving, "FIRST_HEAD_S", 0.5)
     monkeypatch.setattr(http_receiving, "IDLE_S", 0.5)
     monkeypatch.setattr(http_receiving, "BODY_S", 0.3)
     monkeypatch.setattr(sending, "STALL_S", 0.3)

@@ -71,6 +71,9 @@ _INFO_BLOCK_SIZE = struct.Struct(">HIII")
 _U16 = struct.Struct(">H")
 _U32 = struct.Struct(">I")
 _ZEROES = bytes(124)
+_HTTP_METHODS = tuple(f"{method} ".encode() for method in ("GET", "HEAD", "PUT", "POST", "OPTIONS", "DELETE", "PATCH"))
+_TLS_RECORD = b"\x16\x03"
+"""A handshake record of any version (RFC 8446 section 5.1)."""
 
 
 class TlsMode(Enum):
@@ -212,6 +215,14 @@ class Handshake:
         payload = bytes(self._buffer[_OPTION.size : _OPTION.size + length])
         del self._buffer[: _OPTION.size + length]
         return self._option(option, payload)
+
+    def foreign(self, data: bytes) -> str | None:
+        """The protocol that a client speaks which takes this for another port, told by its first bytes; else None."""
+        if self._flags is not None or self._buffer:
+            return None
+        if data.startswith(_HTTP_METHODS):
+            return "HTTP"
+        return "TLS without asking for it (NBD_OPT_STARTTLS)" if data.startswith(_TLS_RECORD) else None
 
     def _client_flags(self) -> Step | None:
         if len(self._buffer) < _U32.size:

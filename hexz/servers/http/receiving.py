@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import ssl
 import struct
@@ -14,8 +15,12 @@ from hexz.servers.base import Connection
 
 __all__ = ["Body", "Receiver"]
 
+log = logging.getLogger("hexz.http")
+
 HEAD_S = 20.0
 """How long a request's head may take from its first byte to its last."""
+FIRST_HEAD_S = 20.0
+"""How long a new connection may say nothing: whoever takes this for another protocol's port should not wait in vain."""
 IDLE_S = 75.0
 """How long a connection may wait between requests."""
 BRISK_S = 1.0
@@ -86,6 +91,17 @@ class Receiver:
             return buffer[:end]
         return self._head_in_parts(buffer, time.monotonic())
 
+    def _longest_silence(self) -> float:
+        fresh = not (self._connection.spoken or self._connection.adopted)
+        return FIRST_HEAD_S if fresh else IDLE_S
+
+    def _note_silence(self) -> None:
+        if not self._connection.spoken:
+            log.info(
+                "%s: no request within %g s on %s: a client of NBD would wait like that, for its server to speak first",
+                self._connection.peer, FIRST_HEAD_S, self._connection.listener.url,
+            )  # fmt: skip
+
     def _head_in_parts(self, buffer: bytes, began: float) -> bytes | None:
         # The wait for the first byte began when `began` says; that for the rest begins with the first byte.
         while True:
@@ -113,10 +129,11 @@ class Receiver:
                     return None
                 if not self._connection.await_input(left):
                     continue
-            elif not started and (waited > IDLE_S and not self._patient):
+            elif not started and (waited > self._longest_silence() and not self._patient):
+                self._note_silence()
                 return None
             elif not started and waited >= BRISK_S:
-                self._connection.await_input(None if self._patient else IDLE_S - waited)
+                self._connection.await_input(None if self._patient else self._longest_silence() - waited)
             try:
                 data = self._sock.recv(RECEIVE)
             except _TIMED_OUT:

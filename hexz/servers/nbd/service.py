@@ -166,6 +166,10 @@ class NbdService:
                     data = data or self._receive_late(sock)
                 if not data:
                     return None
+                foreign = handshake.foreign(data)
+                if foreign is not None:
+                    log.info("%s: speaks %s to the NBD port: hanging up", connection.peer, foreign)
+                    return None
                 for step in handshake.receive(data):
                     sock.sendall(step.send)
                     if step.next is Next.CLOSE:
