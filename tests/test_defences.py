@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from hexz.errors import BlockError, CorruptSnapshot, HexzError, ParentMissing, StorageError
+from hexz.errors import BlockError, CorruptSnapshot, HexzError, ParentMissing, SnapshotTooLarge, StorageError
 from hexz.snapshot import OpenContext, Snapshot, Stream, new_context, open_snapshot, opening
 from tests.bounds import little_memory
 from tests.crafted import PARENT, Craft, Record
@@ -691,8 +691,14 @@ def test_metadata_larger_than_accepted(tmp_path: Path) -> None:
     craft.metadata_place = 4096, 0xFFFF_FFFF
     path = craft.write(tmp_path / "t.hxz")
     os.truncate(path, 1 << 33)
-    with little_memory(), pytest.raises(CorruptSnapshot, match="metadata"):
-        open_snapshot(str(path), small())
+    with little_memory(), open_snapshot(str(path), small()) as snapshot:
+        assert b"".join(disk(snapshot).read(0, 100)) == b"x" * 100
+        assert not snapshot.lists_files
+        assert snapshot.info()["metadata_bytes"] == 0xFFFF_FFFF
+        assert "metadata" in snapshot.oddities[0]
+        for read in (lambda: snapshot.files, lambda: snapshot.metadata):
+            with pytest.raises(SnapshotTooLarge, match="metadata"):
+                read()
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import os
 import re
 import struct
 import sys
@@ -11,19 +13,24 @@ import time
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 import requests
 import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hexz.cache import ByteBudget, Once
 from hexz.errors import CorruptSnapshot, SnapshotTooLarge
 from hexz.format.index import build_master_index, check_disjoint, check_records, parse_master_index
+from hexz.format.metadata import MAX_FILES, MAX_METADATA, NO_LISTING, Listing, member_path, parse_listing
 from hexz.format.records import PageRecord
 from hexz.protocol.nbd import constants as c
 from hexz.snapshot import new_context, open_snapshot
 from hexz.snapshot.loading import SHARED_BLOCK
+from hexz.snapshot.manifests import Manifest
 from hexz.snapshot.pages import RECORD_COST
 from tests.bounds import little_memory
 from tests.crafted import Craft
@@ -33,7 +40,7 @@ from tests.peers import Server
 CACHE = 16 << 20
 MOST = 300 << 20
 """Peak of the whole daemon, bytes: itself, its cache, and a few of the largest blocks on their way out."""
-CLIENTS = 6
+CLIENTS = 4
 LARGEST_BLOCK = 64 << 20
 
 
@@ -103,12 +110,71 @@ def endless_zeros(folder: Path) -> Path:
     return craft.write(folder / "t.hxz")
 
 
+def with_metadata(folder: Path, metadata: bytes) -> Path:
+    craft = Craft()
+    craft.data(b"x" * 4096)
+    craft.page()
+    craft.metadata = metadata
+    return craft.write(folder / "t.hxz")
+
+
+def filled(head: bytes, part: bytes, tail: bytes) -> bytes:
+    """As long as metadata may be."""
+    return head + part * ((MAX_METADATA - len(head) - len(tail)) // len(part)) + tail
+
+
+def many_empty_objects(folder: Path) -> Path:
+    """A list of files with millions of entries."""
+    return with_metadata(folder, filled(b'{"files":[', b"{},", b"{}]}"))
+
+
+def many_files(folder: Path) -> Path:
+    """A list of as many files as are read, in the same place under the shortest names."""
+    listed = b",".join(b'{"path":"%x","offset":0,"size":1}' % number for number in range(MAX_FILES))
+    return with_metadata(folder, b'{"files":[' + listed + b"]}")
+
+
+def many_lists(folder: Path) -> Path:
+    """Millions of lists beside the one of files, and within it."""
+    half = (MAX_METADATA // 3 - 100) // 2
+    lists = b"[]," * half + b"[]"
+    return with_metadata(
+        folder, b'{"a":[' + lists + b'],"files":[{"path":"a","offset":0,"size":1,"x":[' + lists + b"]}]}"
+    )
+
+
+def many_escapes(folder: Path) -> Path:
+    """A string of millions of quotes, none of which ends it."""
+    return with_metadata(folder, filled(b'{"files":[{"path":"', b'\\"', b'","offset":0,"size":1}]}'))
+
+
+def parents_with_metadata(folder: Path) -> Path:
+    """A child of parents that have 4 GiB of metadata each, in files that are mostly holes."""
+    child = Craft()
+    for number in range(24):
+        craft = Craft()
+        craft.data(bytes([number]) * 100)
+        craft.page()
+        craft.metadata_place = craft.end + 60, 0xFFFF_FFFF
+        path = craft.write(folder / f"p{number}.hxz")
+        os.truncate(path, craft.end + 60 + 0xFFFF_FFFF)
+        child.parents.append(path.name)
+    child.parent(4096)
+    child.page()
+    return child.write(folder / "t.hxz")
+
+
 FILES: dict[str, Callable[[Path], Path]] = {
     "long stored blocks": long_stored,
     "largest blocks": largest_blocks,
     "widest windows": widest_windows,
     "many pages": many_pages,
     "endless zeros": endless_zeros,
+    "many empty objects": many_empty_objects,
+    "many files": many_files,
+    "many lists": many_lists,
+    "many escapes": many_escapes,
+    "parents with metadata": parents_with_metadata,
 }
 
 
@@ -349,3 +415,88 @@ def test_who_reads_little_of_a_large_block_does_not_keep_the_block(tmp_path: Pat
             assert all(len(view.obj) <= SHARED_BLOCK for view in views)  # type: ignore[arg-type]
             views = read(0, 3 * SHARED_BLOCK) or []
             assert sum(map(len, views)) == 3 * SHARED_BLOCK
+
+
+def archive(folder: Path, name: str, files: int) -> Path:
+    craft = Craft()
+    craft.data(b"x" * 4096)
+    craft.page()
+    craft.metadata = json.dumps({"files": [{"path": f"{n}", "offset": n, "size": 1} for n in range(files)]}).encode()
+    return craft.write(folder / name)
+
+
+def test_lists_of_files_that_are_kept_are_bounded_in_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hexz.snapshot.manifests.MAX_KEPT", 1000)
+    context = new_context(1 << 20)
+    reads = []
+    original = Manifest._read
+
+    def counting(self: Manifest) -> Listing:
+        reads.append(self)
+        return original(self)
+
+    monkeypatch.setattr(Manifest, "_read", counting)
+    with ExitStack() as stack:
+        opened = [
+            stack.enter_context(open_snapshot(str(archive(tmp_path, f"{number}.hxz", 400)), context))
+            for number in range(5)
+        ]
+        assert not reads
+        for _ in range(2):
+            for snapshot in opened:
+                assert snapshot.lists_files
+                assert snapshot.info()["files"] == 400
+        assert len(reads) == 5
+        for snapshot in [*opened, opened[0]]:
+            assert [file.path for file in snapshot.files or []] == [str(n) for n in range(400)]
+            assert sum(map(len, context.manifests._kept.values())) <= 1000
+    assert not context.manifests._kept
+
+
+def test_many_who_want_a_list_have_it_read_once_while_others_go_on(tmp_path: Path) -> None:
+    path = many_files(tmp_path)
+    other = archive(tmp_path, "other.hxz", 1)
+    with Server("--http-port", 0, f"t={path}", f"other={other}") as server:
+
+        def ask(number: int) -> float:
+            began = time.monotonic()
+            name, route = ("t", "info") if number < 8 else ("other", "disk")
+            answer = requests.get(f"{server.http}/snapshots/{name}/{route}", timeout=120)
+            assert answer.status_code == 200
+            if name == "t":
+                assert answer.json()["files"] == MAX_FILES
+            return time.monotonic() - began
+
+        with ThreadPoolExecutor(9) as pool:
+            taken = [*pool.map(ask, range(9))]
+        assert taken[8] < max(taken[:8]) + 1
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-9, 9) | st.text(max_size=5) | st.sampled_from(['"', "\\", "[{", '\\"]']),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+)
+
+
+@given(
+    st.lists(st.tuples(st.text(min_size=1, max_size=6), VALUES), max_size=5),
+    st.dictionaries(st.text(max_size=3), VALUES, max_size=3),
+    st.booleans(),
+    st.sampled_from([None, 1]),
+)
+def test_lists_walked_through_say_what_they_say_parsed(
+    entries: list[tuple[str, object]], beside: dict[str, object], plain: bool, indent: int | None
+) -> None:
+    listed = [{"size": 1, "extra": extra, "path": f"x{name}", "offset": 0} for name, extra in entries]
+    text = json.dumps({**beside, "files": listed, "z": 1}, ensure_ascii=plain, indent=indent)
+    found = parse_listing(text.encode(), 10, 0)
+    assert {file.path for file in found.files or []} == {member_path(str(item["path"])) for item in listed}
+    assert parse_listing(text.encode()[:-1], 10, 0) == NO_LISTING
+
+
+@pytest.mark.parametrize("damage", [b"}", b"x", b",", b"\xff", b"[]"])
+def test_what_goes_on_behind_the_object_is_no_list(damage: bytes) -> None:
+    whole = b' {"files" : [ {"path":"a","offset":0,"size":1} ] } '
+    assert parse_listing(whole, 10, 0).files
+    assert parse_listing(b"\xef\xbb\xbf" + whole, 10, 0).files
+    assert parse_listing(whole + damage, 10, 0) == NO_LISTING

@@ -8,12 +8,24 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from hexz.errors import JsonError
-from hexz.jsontext import load_json
+from hexz.format.members import MAX_VALUE, JsonText
 
-__all__ = ["IMAGE_KIND", "MAX_METADATA", "ArchivedFile", "Listing", "member_path", "parse_listing", "parse_metadata"]
+__all__ = [
+    "IMAGE_KIND",
+    "MAX_FILES",
+    "MAX_METADATA",
+    "NO_LISTING",
+    "ArchivedFile",
+    "Listing",
+    "member_path",
+    "parse_listing",
+]
 
-MAX_METADATA = 64 << 20
-"""Largest metadata parsed, bytes."""
+MAX_METADATA = 16 << 20
+"""Longest metadata read, bytes: the files of an archive have some 80 each in it, and more with longer paths."""
+MAX_FILES = 1 << 18
+"""Most entries of a list of files that is believed; each takes some 350 bytes of memory."""
+NO_LIST = "the list of files is no list: it is taken for a remark"
 IMAGE_KIND = "image"
 """`kind` in the metadata that `hexz pack` writes: its list of files only lets other readers find the disk."""
 MAX_ODDITIES = 100
@@ -53,36 +65,72 @@ class Listing(NamedTuple):
     blocks_end: int | None
 
 
-def parse_metadata(data: bytes) -> dict[str, Any] | None:
-    """The metadata as a JSON object, or None when it is anything else (any bytes are allowed)."""
-    try:
-        value = load_json(data)
-    except JsonError:
-        return None
-    return value if isinstance(value, dict) else None
+NO_LISTING = Listing(None, [], None)
+"""What metadata says that has nothing to do with files."""
 
 
-def parse_listing(metadata: dict[str, Any], disk_size: int, memory_size: int) -> Listing:
-    """What `metadata` says of streams of these sizes, in bytes.
+def parse_listing(data: bytes, disk_size: int, memory_size: int) -> Listing:
+    """What metadata says of streams of these sizes, in bytes; nothing, if it is no JSON object (any bytes are allowed).
 
     A folder archive's file named ``memory`` at offset 0 lies in the memory stream when there is one.
     """
-    source = metadata.get("source")
-    if "files" in metadata:
-        if metadata.get("kind") == IMAGE_KIND:
-            return Listing(None, [], None)
-        reader = _Reader("path", disk_size, memory_size)
-        listed = metadata["files"]
-        files = reader.read(listed)
-        if files == [] and (listed or disk_size or memory_size):
-            # Who commits a disk may give it any message, also one that looks like a manifest.
-            files = None
-            reader.note("the list of files names none that is here: it is taken for a remark")
-        return Listing(files, reader.told(), None)
-    if isinstance(source, dict) and source.get("format") == "tar":
-        reader = _Reader("name", disk_size, 0)
-        return Listing(reader.read(source.get("source_files")), reader.told(), _number(source.get("total_bytes")))
-    return Listing(None, [], None)
+    if b'"files"' not in data and b'"source"' not in data:
+        return NO_LISTING
+    try:
+        text = JsonText(data)
+        if not text.begins_with(text.start, b"{"):
+            return NO_LISTING
+        listing = _read_listing(text, disk_size, memory_size)
+        text.check_end()
+    except JsonError:
+        return NO_LISTING
+    except _TooMany:
+        return Listing(None, [f"it lists more than {MAX_FILES} files: the list is not read"], None)
+    return listing
+
+
+def _read_listing(text: JsonText, disk_size: int, memory_size: int) -> Listing:
+    listing = NO_LISTING
+    of_source = True
+    kind = None
+    for key, at in text.members(text.start):
+        if key == "files":
+            listing, of_source = _archive(text, at, disk_size, memory_size), False
+        elif key == "source" and of_source:
+            listing = _conversion(text, at, disk_size)
+        elif key == "kind":
+            kind = text.value_at(at)
+    return NO_LISTING if kind == IMAGE_KIND and not of_source else listing
+
+
+def _archive(text: JsonText, start: int, disk_size: int, memory_size: int) -> Listing:
+    reader = _Reader("path", disk_size, memory_size)
+    files = reader.read(text, start)
+    if files == [] and (reader.entries or disk_size or memory_size):
+        # Who commits a disk may give it any message, also one that looks like a manifest.
+        files = None
+        reader.note("the list of files names none that is here: it is taken for a remark")
+    return Listing(files, reader.told(), None)
+
+
+def _conversion(text: JsonText, start: int, disk_size: int) -> Listing:
+    if not text.begins_with(start, b"{"):
+        return NO_LISTING
+    reader = _Reader("name", disk_size, 0)
+    kind = end = files = None
+    listed = False
+    for key, at in text.members(start):
+        if key == "format":
+            kind = text.value_at(at)
+        elif key == "total_bytes":
+            end = _number(text.value_at(at))
+        elif key == "source_files":
+            files, listed = reader.read(text, at), True
+    if kind != "tar":
+        return NO_LISTING
+    if not listed:
+        reader.note(NO_LIST)
+    return Listing(files, reader.told(), end)
 
 
 def member_path(name: str) -> str:
@@ -97,6 +145,10 @@ def member_path(name: str) -> str:
     return "/".join(parts).encode("utf-8", "replace").decode("utf-8")
 
 
+class _TooMany(Exception):
+    """A list has more than `MAX_FILES` entries."""
+
+
 class _Reader:
     """Reads one list of files and keeps what is odd about it."""
 
@@ -106,6 +158,7 @@ class _Reader:
         self._sizes = {"disk": disk_size, "memory": memory_size}
         self._oddities: list[str] = []
         self._untold = 0
+        self.entries = 0
 
     def note(self, oddity: str) -> None:
         if len(self._oddities) < MAX_ODDITIES:
@@ -116,14 +169,23 @@ class _Reader:
     def told(self) -> list[str]:
         return self._oddities + ([f"and {self._untold} oddities more"] if self._untold else [])
 
-    def read(self, listed: Any) -> list[ArchivedFile] | None:
-        """The files that can be read, of equal paths the last; None when it is no list at all."""
-        if not isinstance(listed, list):
-            self.note("the list of files is no list: it is taken for a remark")
+    def read(self, text: JsonText, start: int) -> list[ArchivedFile] | None:
+        """The files that can be read, of equal paths the last; None when it is no list at all.
+
+        Raises: JsonError, _TooMany.
+        """
+        if not text.begins_with(start, b"["):
+            self.note(NO_LIST)
             return None
         found: dict[str, ArchivedFile] = {}
-        for item in listed:
-            file = self._file(item)
+        for span in text.items(start):
+            self.entries += 1
+            if self.entries > MAX_FILES:
+                raise _TooMany
+            if span.end - span.start > MAX_VALUE:
+                self.note(f"the list of files has an entry of {span.end - span.start} bytes: it is left out")
+                continue
+            file = self._file(text.value(span))
             if file is not None:
                 if found.pop(file.path, None) is not None:
                     self.note(f"the path {_told(file.path)} comes more than once: the last one counts")

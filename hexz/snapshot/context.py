@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from hexz.cache import BlockCache, ByteBudget, Workers
 from hexz.metrics import Metrics
 from hexz.sealed import NO_POLICY, SealCache, SealPolicy
+from hexz.snapshot.manifests import Manifests
 from hexz.snapshot.pages import PageCache
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ class OpenContext(NamedTuple):
     metrics: Metrics
     opened: dict[tuple[str, str], Snapshot]
     decoding: ByteBudget
+    manifests: Manifests
     sealed_pieces: SealCache
     password: bytes | None = None
     parent_dirs: tuple[str, ...] = ()
@@ -67,4 +69,6 @@ def new_context(
     metrics.cache, metrics.holdings, metrics.workers = blocks.counts, blocks.holdings, threads.count
     pages = PageCache(index, max(cache_size, SMALLEST_LASTING))
     decoding = ByteBudget(min(max(cache_size // 4, SMALLEST_DECODING), LARGEST_DECODING))
-    return OpenContext(blocks, pages, threads, metrics, {}, decoding, SealCache(), password, parent_dirs, seals)
+    return OpenContext(
+        blocks, pages, threads, metrics, {}, decoding, Manifests(), SealCache(), password, parent_dirs, seals
+    )

@@ -36,7 +36,6 @@ from hexz.format.index import (
     parse_master_index,
     parse_page,
 )
-from hexz.format.metadata import MAX_METADATA
 from hexz.format.records import RECORD_SIZE
 from hexz.installation import how_to_get
 from hexz.sealed import open_storage
@@ -113,7 +112,6 @@ def _open(path: str, context: OpenContext, family: _Family) -> Snapshot:
             _identity(storage, header, index, parents),
             _codec(storage, header),
             cipher,
-            _metadata(storage, header),
             tuple(parents),
             undeclared,
         )
@@ -230,16 +228,6 @@ def _codec(storage: Storage, header: Header) -> Codec:
         return Codec(header.compression, dictionary)
     except ValueError as error:
         raise CorruptSnapshot(storage.name, f"the dictionary is damaged: {error}") from None
-
-
-def _metadata(storage: Storage, header: Header) -> bytes:
-    if header.metadata is None:
-        return b""
-    if header.metadata.length > MAX_METADATA:
-        raise CorruptSnapshot(
-            storage.name, f"{header.metadata.length} bytes of metadata: at most {MAX_METADATA} are accepted"
-        )
-    return storage.read(*header.metadata)
 
 
 def _cipher(storage: Storage, header: Header, password: bytes | None) -> BlockCipher | None:

@@ -10,14 +10,15 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from hexz.cache import Once
-from hexz.errors import HexzError
+from hexz.errors import HexzError, SnapshotTooLarge
 from hexz.format.codec import BlockDamage, Codec, crc32
 from hexz.format.crypto import BlockCipher
 from hexz.format.header import Header
 from hexz.format.index import MasterIndex
-from hexz.format.metadata import ArchivedFile, Listing, parse_listing, parse_metadata
+from hexz.format.metadata import ArchivedFile
 from hexz.metrics.files import FileCounts
 from hexz.snapshot.context import OpenContext
+from hexz.snapshot.manifests import Facts, Manifest, read_metadata
 from hexz.snapshot.parents import HashIndex, Lineage
 from hexz.snapshot.stream import Stream
 from hexz.storage import Storage
@@ -39,7 +40,6 @@ class Parts(NamedTuple):
     identity: bytes
     codec: Codec
     cipher: BlockCipher | None
-    metadata: bytes
     parents: tuple[Snapshot, ...]
     undeclared: dict[str, int]
 
@@ -67,10 +67,11 @@ class Snapshot:
         self.encrypted = parts.header.encryption is not None
         self.file_size = parts.storage.size
         self.mtime = parts.storage.modified_ns / 1e9
-        self.metadata = parts.metadata
         self._identity = parts.identity
         self._codec = parts.codec
         self._cipher = parts.cipher
+        sizes_of_streams = parts.master.main_size, parts.master.aux_size
+        self._manifest = Manifest(parts.storage, parts.header.metadata, sizes_of_streams, context.manifests)
         self.etag = f"{self.digest('file')}-1"
         self.undeclared = parts.undeclared
         self.streams: dict[str, Stream] = {}
@@ -88,7 +89,6 @@ class Snapshot:
         self._uses = 1  # written under _lock
         self._hashes: Once[HashIndex] = Once()
         self._lasting = 0  # bytes held until it is closed, beside the lists of pages
-        self._described: Listing | None = None
         for oddity in self._undeclared_told():
             log.info("%s: %s", self.path, oddity)
 
@@ -159,13 +159,27 @@ class Snapshot:
 
     @property
     def files(self) -> list[ArchivedFile] | None:
-        """The files of a folder archive or tar conversion that can be read, None for any other snapshot."""
-        return self._listing().files
+        """The files of a folder archive or tar conversion that can be read, None for any other snapshot.
+
+        Raises: SnapshotTooLarge when the metadata is longer than is read; StorageError.
+        """
+        return self._manifest.files()
+
+    @property
+    def lists_files(self) -> bool:
+        """Whether it has `files`, also while their list is not in memory; False when the list is too long to be read.
+
+        Raises: StorageError.
+        """
+        return self._facts().files is not None
 
     @property
     def oddities(self) -> list[str]:
-        """What is strange about the file, though nothing of it is damaged: one line each."""
-        return self._undeclared_told() + self._listing().oddities
+        """What is strange about the file, though nothing of it is damaged: one line each.
+
+        Raises: StorageError.
+        """
+        return self._undeclared_told() + self._facts().oddities
 
     def _undeclared_told(self) -> list[str]:
         return [
@@ -174,21 +188,27 @@ class Snapshot:
             for name, size in self.undeclared.items()
         ]
 
+    @property
+    def metadata(self) -> bytes:
+        """The free bytes that the file carries, read now.
+
+        Raises: SnapshotTooLarge, StorageError.
+        """
+        return read_metadata(self.storage, self.header.metadata)
+
     def zeros_from(self, end: int) -> bool:
         """Whether the file itself says that the blocks of its disk end at `end`, before the disk does.
 
         format.md section 7: a lost page looks the same, so nothing else is believed.
+        Raises: StorageError.
         """
-        return self._listing().blocks_end == end
+        return self._facts().blocks_end == end
 
-    def _listing(self) -> Listing:
-        # Once: the metadata may be long.
-        if self._described is None:
-            metadata = parse_metadata(self.metadata) or {}
-            self._described = parse_listing(metadata, self.index.main_size, self.index.aux_size)
-            for oddity in self._described.oddities:
-                log.info("%s: %s", self.path, oddity)
-        return self._described
+    def _facts(self) -> Facts:
+        try:
+            return self._manifest.facts()
+        except SnapshotTooLarge as error:
+            return Facts(None, [error.reason], None)
 
     def read_file(self, offset: int, length: int) -> bytes:
         """The bytes of the ``.hxz`` file itself; the caller bounds `length`.
@@ -220,8 +240,8 @@ class Snapshot:
             "parents": [
                 {"stored": stored, "path": parent.path} for stored, parent in zip(header.parents, self.parents)
             ],
-            "files": None if self.files is None else len(self.files),
-            "metadata_bytes": len(self.metadata),
+            "files": self._facts().files,
+            "metadata_bytes": header.metadata.length if header.metadata else 0,
             "oddities": self.oddities,
         }
 
@@ -246,6 +266,7 @@ class Snapshot:
         for stream in self.streams.values():
             stream.pages.forget()
         self.context.pages.hold(-self._lasting)
+        self._manifest.forget()
         self.forget_cached()
         for parent in self.parents:
             parent.close()

@@ -9,7 +9,6 @@ from typing import NamedTuple
 from hexz.errors import ConfigError, CryptographyMissing, HexzError
 from hexz.format.crypto import SIGNATURE_SIZE, CryptographyNeeded, signature_valid
 from hexz.format.index import MAX_BLOCK, MAX_INDEX
-from hexz.format.metadata import MAX_METADATA
 from hexz.installation import how_to_get
 from hexz.sealed import NO_POLICY, SealPolicy
 from hexz.snapshot import Snapshot, Stream, new_context, open_snapshot
@@ -18,6 +17,8 @@ from hexz.tools.progress import Progress
 __all__ = ["Verified", "verify"]
 
 CACHE = 2 * MAX_BLOCK
+MAX_SIGNED = 2 * MAX_INDEX
+"""Most bytes of index and metadata that a signature is checked over."""
 PIECE = 1 << 20
 """Bytes of a sealed file compared at a time."""
 
@@ -107,7 +108,7 @@ def _check_signature(snapshot: Snapshot, public_key: bytes) -> str | None:
     place, start = snapshot.header.signature, snapshot.header.index_offset
     if place is None:
         return f"{snapshot.path}: is not signed"
-    if place.length != SIGNATURE_SIZE or not 0 < place.offset - start <= MAX_INDEX + MAX_METADATA:
+    if place.length != SIGNATURE_SIZE or not 0 < place.offset - start <= MAX_SIGNED:
         return f"{snapshot.path}: the signature is damaged"
     signed = snapshot.read_file(start, place.offset - start)
     try:

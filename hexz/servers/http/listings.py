@@ -75,7 +75,7 @@ def list_snapshots(catalog: Catalog, query: Query) -> Listed:
                     "compression": snapshot.header.compression.name.lower(),
                     "thin": snapshot.thin,
                     "encrypted": snapshot.encrypted,
-                    "archive": snapshot.files is not None,
+                    "archive": snapshot.lists_files,
                     "info": f"{base}/info",
                     "streams": {
                         stream.name: {"size": stream.size, "etag": stream.etag, "url": f"{base}/{stream.name}"}

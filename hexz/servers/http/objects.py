@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from hexz.errors import NoSuchSnapshot
-from hexz.format.metadata import ArchivedFile
+from hexz.format.metadata import MAX_FILES, ArchivedFile
 from hexz.protocol.http.responses import Source
 from hexz.snapshot import Snapshot, Stream
 
@@ -60,7 +60,7 @@ _sorting = threading.Lock()  # held while an archive is sorted, so that many who
 
 
 def archive_of(snapshot: Snapshot) -> Archive | None:
-    """The archive that the snapshot is, None if it is none.  Raises: CorruptSnapshot."""
+    """The archive that the snapshot is, None if it is none.  Raises: SnapshotTooLarge, StorageError."""
     archive = _archives.get(snapshot)
     if archive is None:
         files = snapshot.files
@@ -70,6 +70,8 @@ def archive_of(snapshot: Snapshot) -> Archive | None:
             archive = _archives.get(snapshot)
             if archive is None:
                 archive = _archives[snapshot] = Archive(files)
+                while sum(len(one.keys) for one in _archives.values()) > MAX_FILES:  # one alone never has more
+                    del _archives[next(iter(_archives))]
     return archive
 
 
