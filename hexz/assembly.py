@@ -247,6 +247,7 @@ def _http(serving: _Serving) -> Service:
         running.on_reload("tokens", tokens.reload)
     registry = Registry(serving.catalog, options.images_dir, tuple(options.images_allow))
     running.on_end(registry.close)
+    running.on_hand_over(registry.hand_over)
     snapshots = CatalogApplication(serving.catalog, options.max_range, lambda: running.serving)
     # oVirt's client speaks plain HTTP there, whatever it speaks elsewhere.
     local = os.path.abspath(options.http_socket) if options.http_socket and serving.tls is None else None

@@ -15,6 +15,7 @@ __all__ = [
     "ConfigError",
     "CorruptSnapshot",
     "CryptographyMissing",
+    "HandedOver",
     "HexzError",
     "JsonError",
     "ListenError",
@@ -245,3 +246,7 @@ class ShuttingDown(HexzError):
 
     http_status = 503
     nbd_errno = errno.ESHUTDOWN
+
+
+class HandedOver(ShuttingDown):
+    """A successor has what was asked for: the request is for that process, with the connection that it came by."""

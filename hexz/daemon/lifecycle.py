@@ -57,6 +57,8 @@ class Lifecycle:
         """The listeners with their protocols, whether they accept yet or not."""
         self.inherited: list[tuple[str, str]] = []
         """(name, path) of the snapshots that the other process had been started with."""
+        self.hand_overs: list[Callable[[], None]] = []
+        """What else is to be done, each in a thread, while the connections go to a successor."""
         self._bag: Bag | None = None
         self._sent = False  # the supervisor has the bag; written under _step
         self._exiting = False  # by `exit`: a successor goes on; set once
@@ -180,6 +182,13 @@ class Lifecycle:
         """Seconds that connections get in the end: what `exit` was told, else `usual_s`."""
         return usual_s if self._drain_s is None else self._drain_s
 
+    def _begin_hand_overs(self) -> None:
+        for action in self.hand_overs:
+            try:
+                threading.Thread(target=action, name="handing over", daemon=True).start()
+            except RuntimeError:  # the system is out of threads
+                action()
+
     def finish(self, drain_s: float, hurry: Callable[[], bool]) -> bool:
         """Let connections end, or give them to the successor, within `drain_s` seconds; True when none was cut.
 
@@ -200,7 +209,7 @@ class Lifecycle:
             def give(connection: Connection, state: dict[str, Any], received: bytes) -> bool:
                 return bag.give(connection, state, received, deadline)
 
-            self._front.hand_over(give, deadline - time.monotonic(), hurry)
+            self._front.hand_over(give, deadline - time.monotonic(), hurry, self._begin_hand_overs)
         clean = self._front.drain(max(deadline - time.monotonic(), 0.0), hurry)
         if bag is not None:
             bag.close()

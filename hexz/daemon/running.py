@@ -44,6 +44,7 @@ class Running:
         self._find_sources = find_sources
         self._reloads: list[tuple[str, Callable[[], None]]] = []
         self._ends: list[Callable[[], None]] = []
+        self._hand_overs: list[Callable[[], None]] = []
         self._began = time.monotonic()
         self._stops = 0
         self._reload = False
@@ -54,6 +55,7 @@ class Running:
     def live_by(self, lifecycle: Lifecycle, control: Front | None) -> None:
         """Let `lifecycle` say what to do at the end; `control` accepts on the control socket, if there is one."""
         self._lifecycle = lifecycle
+        lifecycle.hand_overs = self._hand_overs
         self._control = control
 
     def warn(self, line: str) -> None:
@@ -76,6 +78,10 @@ class Running:
     def on_end(self, action: Callable[[], None]) -> None:
         """Do `action` once the last connection has ended."""
         self._ends.append(action)
+
+    def on_hand_over(self, action: Callable[[], None]) -> None:
+        """Do `action` when a successor goes on with everything, beside the handing over of the connections."""
+        self._hand_overs.append(action)
 
     def trap_signals(self) -> None:
         """Handlers only set a flag and wake the loop."""

@@ -148,6 +148,13 @@ class Backend(ABC):
     def close(self) -> None:  # noqa: B027 - right for what keeps nothing
         """Free what is kept between sessions; sessions that are open end by themselves."""
 
+    def hand_over(self, deadline: float) -> None:
+        """Let another process take the image over: at the `deadline` (monotonic) nothing is written any more.
+
+        Sessions that only read go on.
+        """
+        self.close()
+
 
 def coalesced(extents: Iterator[ImageExtent]) -> Iterator[ImageExtent]:
     """The same with neighbours of one kind joined."""

@@ -13,6 +13,7 @@ from collections.abc import Generator, Iterator, Sequence
 from hexz.errors import NoSuchSnapshot, StorageError
 from hexz.images.backend import Abilities, Backend, BackendError, ImageExtent, Replacement, Session
 from hexz.images.buffers import transfer_buffer
+from hexz.images.places import Folder, Place
 
 __all__ = ["FileBackend"]
 
@@ -35,39 +36,44 @@ class FileFull(BackendError):
 
 
 class FileBackend(Backend):
-    """The raw image at `path`, which a whole PUT may replace unless it is `read_only`."""
+    """The raw image at `path`, which a whole PUT of up to `quota` bytes (0 = any) may replace unless `read_only`."""
 
-    def __init__(self, path: str, read_only: bool = False) -> None:
-        self._path = path
+    def __init__(self, path: str | Place, read_only: bool = False, quota: int = 0) -> None:
+        self._place = Place.of(path) if isinstance(path, str) else path
         self._read_only = read_only
+        self._quota = quota
 
     def open(self, writing: bool = False) -> Session:
         """A session on the file that has the name now; replacing it later does not disturb the session."""
-        try:
-            file = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-        except FileNotFoundError:
-            log.warning("%s: the image's file is missing", self._path)
-            raise NoSuchSnapshot("the image's file is missing") from None
-        except OSError as error:
-            raise NotRaw(self._path, error.strerror or str(error)) from error
-        try:
-            return FileSession(self._path, file, self._read_only)
-        except BaseException:
-            os.close(file)
-            raise
+        path = self._place.path
+        with contextlib.ExitStack() as on_failure:
+            try:
+                folder = Folder(self._place)
+                on_failure.callback(folder.close)
+                file = folder.open(self._place.name, os.O_RDONLY)
+                on_failure.callback(os.close, file)
+            except FileNotFoundError:
+                log.warning("%s: the image's file is missing", path)
+                raise NoSuchSnapshot("the image's file is missing") from None
+            except OSError as error:
+                raise NotRaw(path, error.strerror or str(error)) from error
+            session = FileSession(self._place, folder, file, self._read_only, self._quota)
+            on_failure.pop_all()
+            return session
 
 
 class FileSession(Session):
-    """An open raw file."""
+    """An open raw file, and the folder that it is in."""
 
-    def __init__(self, path: str, file: int, read_only: bool) -> None:
+    def __init__(self, place: Place, folder: Folder, file: int, read_only: bool, quota: int) -> None:
         status = os.fstat(file)
-        if not stat.S_ISREG(status.st_mode):
-            raise NotRaw(path, "not a regular file")
         if os.pread(file, 4, 0) == QCOW2_MAGIC:
-            raise NotRaw(path, "a qcow2 image: export it with qemu-nbd and register backend nbd instead")
-        self._path = path
+            raise NotRaw(place.path, "a qcow2 image: export it with qemu-nbd and register backend nbd instead")
+        self._place = place
+        self._path = place.path
+        self._folder = folder
         self._file = file
+        self._quota = quota
         self.size = status.st_size
         self.block_size = DEFAULT_BLOCK
         self.abilities = Abilities(replace=not read_only, flush=not read_only)
@@ -112,35 +118,47 @@ class FileSession(Session):
         os.fsync(self._file)
 
     def replace(self, length: int) -> Replacement:
-        """Write aside what is to become the file."""
+        """Write aside what is to become the file; no more than the quota, nor than the file system has room for."""
         if not self.abilities.replace:
             return super().replace(length)
-        return _Aside(self._path)
+        if self._quota and length > self._quota:
+            raise FileFull(self._path, f"the quota is {self._quota} bytes")
+        try:
+            if length > self._folder.free_bytes():
+                raise FileFull(self._path, "the file system has no room for so many bytes")
+        except OSError as error:
+            raise BackendError(self._path, error.strerror or str(error)) from error
+        return _Aside(self._place, self._folder)
 
     def close(self) -> None:
         """Close the file."""
         file, self._file = self._file, -1
         if file >= 0:
             os.close(file)
+            self._folder.close()
 
 
 class _Aside(Replacement):
-    """A file beside the image that takes its name in the end."""
+    """A file beside the image that takes its name in the end; the folder stays open meanwhile."""
 
-    def __init__(self, path: str) -> None:
-        self._path = path
-        self._aside: str | None = os.path.join(
-            os.path.dirname(path), f".{os.path.basename(path)[:200]}.{secrets.token_hex(8)}"
-        )
+    def __init__(self, place: Place, folder: Folder) -> None:
+        self._path = place.path
+        self._name = place.name
+        self._folder = folder
+        self._aside: str | None = None
+        self._file = -1
+        aside = f".{place.name[:200]}.{secrets.token_hex(8)}"
         try:
-            self._file = os.open(self._aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            old = os.stat(path)
+            old = folder.stat(place.name)
+            self._file = folder.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+            self._aside = aside
             os.fchmod(self._file, stat.S_IMODE(old.st_mode))
             if (old.st_uid, old.st_gid) != (os.geteuid(), os.getegid()):
                 with contextlib.suppress(PermissionError):  # only root may; the data is what counts
                     os.fchown(self._file, old.st_uid, old.st_gid)
         except OSError as error:
-            raise FileFull(path, f"cannot write beside it: {error.strerror}") from error
+            self.abort()
+            raise FileFull(self._path, f"cannot write beside it: {error.strerror}") from error
 
     def write(self, data: memoryview) -> None:
         try:
@@ -155,20 +173,15 @@ class _Aside(Replacement):
         assert self._aside is not None
         # Always, not only on `flush`: else the name could come to stand for a file that is not on the disk yet.
         os.fsync(self._file)
-        os.rename(self._aside, self._path)
+        self._folder.rename(self._aside, self._name)
         self._aside = None
         if flush:
-            folder = os.open(os.path.dirname(self._path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+            self._folder.sync()
 
     def abort(self) -> None:
         aside, self._aside = self._aside, None
         if aside is not None:
-            with contextlib.suppress(FileNotFoundError):  # somebody cleaned up
-                os.unlink(aside)
+            self._folder.remove(aside)
         if self._file >= 0:
             os.close(self._file)
             self._file = -1

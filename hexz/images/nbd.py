@@ -113,6 +113,14 @@ class NbdBackend(Backend):
         if lost:
             raise BackendDown(connection.where, "a connection broke with unflushed writes: write them again")
 
+    def hand_over(self, deadline: float) -> None:
+        """Flush what was written, for a flush of the successor's would not cover our connections."""
+        with self._lock:
+            written = bool(self._written)
+        if written:
+            with contextlib.closing(self.open(True)) as session:
+                session.flush()
+
     def close(self) -> None:
         """Close the idle connections."""
         with self._lock:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Generator, Iterator, Sequence
 
+from hexz.errors import HandedOver
 from hexz.images.backend import Abilities, Backend, BackendDown, ImageExtent, Session
 from hexz.images.hexz import OpenStream, zero_extents
 from hexz.images.journal import Head
 from hexz.images.places import Place
-from hexz.images.store import OverlayStore
+from hexz.images.store import OverlayInUse, OverlayStore
 from hexz.snapshot import Stream
 
 __all__ = ["BLOCK_SIZE", "OverlayBackend"]
@@ -17,12 +19,15 @@ __all__ = ["BLOCK_SIZE", "OverlayBackend"]
 BLOCK_SIZE = 64 << 10
 """Bytes of a block in new overlays: what a write touches at least, and what the dirty map tells apart."""
 PIECE = 64 << 10
+IN_USE_S = 2.0
+"""How long a request waits for an overlay that another process has."""
+RETRY_S = 0.01
 
 
 class OverlayBackend(Backend):
     """The overlay at `path` over the stream that `open_stream` gives; opened at the first use.
 
-    The lease of the snapshot is kept until `close`: what lies below must not go away.
+    The lease of the snapshot is kept until the last session has ended after `close`: what lies below must not go away.
     """
 
     def __init__(self, path: str | Place, open_stream: OpenStream, quota: int = 0, read_only: bool = False) -> None:
@@ -33,11 +38,27 @@ class OverlayBackend(Backend):
         self._lock = threading.Lock()  # guards opening and closing
         self._store: OverlayStore | None = None
         self._sessions = 0
-        self._closed = False
+        self._writers = 0  # of them
+        self._closed = self._handed_over = False
 
     def open(self, writing: bool = False) -> Session:
-        """A session; the first one opens the overlay, or makes it."""
+        """A session; the first one opens the overlay, or makes it.
+
+        Where another process has it, that one may be about to give it to this one: then it is waited for.
+        """
+        deadline = time.monotonic() + IN_USE_S
+        while True:
+            try:
+                return self._open(writing)
+            except OverlayInUse:
+                if time.monotonic() >= deadline:
+                    raise
+            time.sleep(RETRY_S)
+
+    def _open(self, writing: bool) -> Session:
         with self._lock:
+            if self._handed_over:
+                raise HandedOver("another process goes on with this image: ask again")
             if self._closed:
                 raise BackendDown(self._place.path, "the image was taken out of service")
             if self._store is None:
@@ -47,37 +68,57 @@ class OverlayBackend(Backend):
                 except BaseException:
                     self._lease.release()
                     raise
+            session = OverlaySession(self, self._store, self._stream, self._read_only, writing)
             self._sessions += 1
-            return OverlaySession(self, self._store, self._stream, self._read_only)
+            self._writers += writing
+            return session
 
     def _open_store(self, stream: Stream) -> OverlayStore:
         head = Head(stream.size, BLOCK_SIZE, stream.etag, stream.snapshot.path, stream.name)
         return OverlayStore(self._place, head, stream.read, self._quota, self._read_only)
 
-    def leave(self) -> None:
+    def leave(self, writing: bool) -> None:
         """A session ended."""
         with self._lock:
             self._sessions -= 1
-            self._close_if_done()
+            self._writers -= writing
+            self._give_up_if_done()
 
     def close(self) -> None:
-        """Close the overlay once its last session has ended."""
+        """Give the overlay up once nobody writes, and close it once its last session has ended."""
         with self._lock:
             self._closed = True
-            self._close_if_done()
+            self._give_up_if_done()
 
-    def _close_if_done(self) -> None:
-        if self._closed and not self._sessions and self._store is not None:
+    def hand_over(self, deadline: float) -> None:
+        """The same, but those who still write at the `deadline` (monotonic) are told to do it again elsewhere."""
+        self._handed_over = True
+        self.close()
+        while self._writers and time.monotonic() < deadline:
+            time.sleep(RETRY_S)
+        with self._lock:
+            if self._store is not None:
+                self._store.give_up()
+
+    def _give_up_if_done(self) -> None:
+        if not self._closed or self._store is None:
+            return
+        if not self._sessions:
             self._store.close()
             self._store = None
             self._lease.release()
+        elif not self._writers:
+            self._store.give_up()  # readers keep what they see: whoever writes next uses none of its slots again
 
 
 class OverlaySession(Session):
     """Reads and writes of one request."""
 
-    def __init__(self, backend: OverlayBackend, store: OverlayStore, stream: Stream, read_only: bool) -> None:
+    def __init__(
+        self, backend: OverlayBackend, store: OverlayStore, stream: Stream, read_only: bool, writing: bool
+    ) -> None:
         self._backend: OverlayBackend | None = backend
+        self._for_writing = writing
         self._store = store
         self._stream = stream
         self.size = store.size
@@ -129,4 +170,4 @@ class OverlaySession(Session):
         """Let go of the overlay."""
         backend, self._backend = self._backend, None
         if backend is not None:
-            backend.leave()
+            backend.leave(self._for_writing)

@@ -20,13 +20,14 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from hexz.catalog import Catalog, Lease, check_name
-from hexz.errors import ConfigError, HexzError, NoSuchSnapshot, UsageError
+from hexz.errors import ConfigError, HandedOver, HexzError, NoSuchSnapshot, UsageError
 from hexz.images.backend import Backend
 from hexz.images.file import FileBackend
 from hexz.images.hexz import HexzBackend, OpenStream
 from hexz.images.nbd import NbdBackend
 from hexz.images.nbd_wire import NbdAddress
 from hexz.images.overlay import OverlayBackend
+from hexz.images.places import Place
 from hexz.protocol.images import (
     MAX_REGISTRATION,
     Registration,
@@ -43,6 +44,8 @@ WAIT_S = 5.0
 """How long a request waits for its turn before it is told to come back."""
 SWEEP_S = 10.0
 """How often images are looked through for those that are gone or idle."""
+LET_WRITE_S = 0.5
+"""How long those that write are given to end when a successor is to go on."""
 MAX_IMAGES = 4096
 MEMORY_SUFFIX = ".memory"
 
@@ -135,6 +138,7 @@ class Registry:
         self._entries: dict[str, _Entry] = {}
         self._own: dict[str, Image] = {}  # images of the catalog
         self._sweeper: threading.Thread | None = None  # guarded by _lock
+        self._handed_over = False  # set once, with _lock
         self._closing = threading.Event()
         if directory is not None:
             try:
@@ -187,6 +191,8 @@ class Registry:
         if found is None:
             self._retire(image_id)
             return None
+        if self._handed_over:
+            raise HandedOver("another process goes on with this image: ask again")
         key, path, data = found
         with self._lock:
             entry = self._entries.get(image_id)
@@ -257,24 +263,25 @@ class Registry:
             address: NbdAddress = found.socket or (found.host, found.port)
             return NbdBackend(address, found.export, found.export_bitmap, found.read_only)
         if found.backend == "file":
-            return FileBackend(self._allowed_path(found.file), found.read_only)
+            return FileBackend(self._allowed_place(found.file), found.read_only, found.quota)
         try:
             open_stream = self._stream(check_name(found.snapshot), found.stream)
         except UsageError as error:
             raise ConfigError(str(error)) from None
         if found.backend == "hexz":
             return HexzBackend(open_stream)
-        return OverlayBackend(self._allowed_path(found.file), open_stream, found.quota, found.read_only)
+        return OverlayBackend(self._allowed_place(found.file), open_stream, found.quota, found.read_only)
 
-    def _allowed_path(self, path: str) -> str:
-        """The real path, if it is inside an allowed directory.
+    def _allowed_place(self, path: str) -> Place:
+        """Where the file is inside an allowed directory.  Each session goes there anew, and then follows no link.
 
         Raises: ConfigError.
         """
         real = os.path.realpath(path)
-        if not any(os.path.commonpath((real, folder)) == folder and real != folder for folder in self._allowed):
-            raise ConfigError(f"file {path!r} is in none of the allowed directories (--images-allow)")
-        return real
+        for folder in self._allowed:
+            if real != folder and os.path.commonpath((real, folder)) == folder:
+                return Place.below(folder, real)
+        raise ConfigError(f"file {path!r} is in none of the allowed directories (--images-allow)")
 
     def _expire(self, image_id: str, entry: _Entry) -> _Entry:
         """Take an image out of service; its registration counts again once it was changed."""
@@ -303,6 +310,21 @@ class Registry:
                 os.path.lexists(os.path.join(self._directory, name)) for name in (image_id, f"{image_id}.json")
             ):
                 self._retire(image_id)
+
+    def hand_over(self) -> None:
+        """Give what is registered to the successor, which waits for it: requests that still come are sent there.
+
+        Takes as long as writing needs to end, and to be flushed.
+        """
+        deadline = time.monotonic() + LET_WRITE_S
+        with self._lock:
+            self._handed_over = True
+            images = [entry.image for entry in self._entries.values() if entry.image is not None]
+        for image in images:
+            try:
+                image.backend.hand_over(deadline)
+            except (HexzError, OSError) as error:
+                log.error("image %s: cannot be handed over in full: %s", image.id, error)
 
     def close(self) -> None:
         """Close every backend; sessions that are open end by themselves."""

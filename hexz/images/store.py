@@ -343,6 +343,8 @@ class OverlayStore:
         with self._writing:
             if not self._gone:
                 self._flush()
+            elif self._unmarked and not self._read_only:
+                raise BackendDown(self.path, "the image was taken out of service")
 
     def _flush(self) -> None:
         if not self._unmarked:

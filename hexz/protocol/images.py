@@ -44,12 +44,22 @@ JSON_PART = 32 << 10
 
 _ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\*|\d{1,19})", re.ASCII | re.IGNORECASE)
-BACKENDS = ("nbd", "file", "hexz", "overlay")
+KEYS = {
+    "nbd": ("socket", "host", "port", "export", "export_bitmap", "max_writers"),
+    "file": ("file", "quota", "max_writers"),
+    "hexz": ("snapshot", "stream"),
+    "overlay": ("file", "snapshot", "stream", "quota", "max_writers"),
+}
+"""What each backend is told, besides what all are: mode, token, idle_timeout_seconds, max_readers."""
+BACKENDS = tuple(KEYS)
 
 
 def is_image_id(text: str) -> bool:
-    """Whether a registration may have this name: letters, digits, ``._-``, no dot or dash first, 128 at most."""
-    return _ID.fullmatch(text) is not None
+    """Whether a registration may have this name: letters, digits, ``._-``, no dot or dash first, 128 at most.
+
+    Not with ``.json`` at the end, which is the name of a file: one registration must not be two images.
+    """
+    return _ID.fullmatch(text) is not None and not text.endswith(".json")
 
 
 class Registration(NamedTuple):
@@ -90,9 +100,14 @@ def parse_registration(data: bytes) -> Registration:
     backend = backend.casefold() if isinstance(backend, str) else backend
     if backend not in BACKENDS:
         raise ConfigError(f"backend {backend!r} is unknown: {', '.join(BACKENDS)}")
-    mode = fields.pop("mode", "rw")
+    for name in sorted({key for keys in KEYS.values() for key in keys} - set(KEYS[backend])):
+        if fields.get(name) is not None:
+            raise ConfigError(f"{name} means nothing for backend {backend}")
+    mode = fields.pop("mode", "ro" if backend == "hexz" else "rw")
     if mode not in ("ro", "rw"):
         raise ConfigError(f"mode {mode!r} is neither 'ro' nor 'rw'")
+    if backend == "hexz" and mode == "rw":
+        raise ConfigError("mode 'rw' is not possible for backend hexz: backend overlay is written")
     values: dict[str, Any] = {}
     for name in ("file", "socket", "host", "export", "export_bitmap", "snapshot", "stream", "token"):
         if fields.get(name) is not None:
@@ -116,6 +131,10 @@ def parse_registration(data: bytes) -> Registration:
 def _text(name: str, value: object) -> str:
     if not isinstance(value, str) or not value or "\0" in value:
         raise ConfigError(f"{name} is no text")
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair
+        raise ConfigError(f"{name} is no text") from None
     return value
 
 

@@ -118,11 +118,14 @@ class Front:
                 listener.stop_accepting()
         self.summons.ring()
 
-    def hand_over(self, give: Give, timeout: float, hurry: Callable[[], bool]) -> bool:
+    def hand_over(
+        self, give: Give, timeout: float, hurry: Callable[[], bool], begun: Callable[[], None] = lambda: None
+    ) -> bool:
         """Accept no more, and give the connections away as they come between two requests.
 
         The listening sockets go on queueing: somebody else has them too.  True when no
-        connection is left after `timeout` seconds; `drain` deals with the rest.  `hurry` is asked as by `drain`.
+        connection is left after `timeout` seconds; `drain` deals with the rest.  `hurry` is asked as by `drain`;
+        `begun` is called once connections can be given.
         """
         for listener in self.listeners:
             if listener.sock.fileno() >= 0:
@@ -135,6 +138,7 @@ class Front:
         for connection in secure:
             connection.end_after_answer()
         self.summons.call()
+        begun()
         for connection in secure:
             connection.listener.service.drain(connection)
         return self._wait(time.monotonic() + timeout, hurry, patient=True)

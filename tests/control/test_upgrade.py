@@ -43,20 +43,29 @@ def supervisor(tmp_path: Path) -> Iterator[Supervisor]:
 class Chain:
     """A daemon, and the processes that follow it."""
 
-    def __init__(self, folder: Path, supervisor: Supervisor, *arguments: object) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        supervisor: Supervisor,
+        *arguments: object,
+        own: tuple[object, ...] = (),
+        drain_timeout: int = 20,
+    ) -> None:
+        """`own` are arguments that every process of the chain gets, besides those of the first."""
         self.folder = folder
         self.supervisor = supervisor
         self.number = 0
-        self.now = Controlled(folder / "api0.sock", "--supervisor", supervisor.path, *arguments)
+        self.own = ("--supervisor", supervisor.path, "--drain-timeout", drain_timeout, *own)
+        self.now = Controlled(folder / "api0.sock", *self.own, *arguments)
         self.urls = self.now.urls
+        self.draining: list[Controlled] = []
 
     def successor(self) -> Controlled:
         self.number += 1
-        control = self.folder / f"api{self.number}.sock"
-        return Controlled(control, "--supervisor", self.supervisor.path, "--upgrade", "--drain-timeout", 20)
+        return Controlled(self.folder / f"api{self.number}.sock", *self.own, "--upgrade")
 
-    def replace(self) -> None:
-        """The order of nydus-snapshotter."""
+    def replace(self, wait: bool = True) -> None:
+        """The order of nydus-snapshotter; `wait` for the end of the process that is replaced."""
         done(self.supervisor.receive(self.now.control))
         new, old = self.successor(), self.now
         assert new.state == "INIT"
@@ -65,9 +74,17 @@ class Chain:
         done(ask(old.control, "PUT", "/api/v1/daemon/exit"))
         done(ask(new.control, "PUT", "/api/v1/daemon/start"))
         assert new.state == "RUNNING"
-        assert old.process.wait(WAIT_S) == 0
-        old.stop()
         self.now = new
+        if wait:
+            assert old.process.wait(WAIT_S) == 0
+            old.stop()
+        else:
+            self.draining.append(old)
+
+    def stop(self) -> None:
+        """End every process that there still is."""
+        for process in (*self.draining, self.now):
+            process.stop()
 
 
 def test_ten_replacements_under_load(

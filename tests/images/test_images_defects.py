@@ -397,7 +397,7 @@ def test_defect_13_head_validators_and_allow_are_there(house: House) -> None:
         ('{"socket":"/x","export":""}', "export is no text"),
         ('{"socket":"/x","max_readers":0}', "max_readers is not a whole number"),
         ('{"socket":"/x","mode":"x"}', "neither 'ro' nor 'rw'"),
-        ('{"socket":"/x","stream":"tape"}', "neither 'disk' nor 'memory'"),
+        ('{"backend":"hexz","snapshot":"x","stream":"tape"}', "neither 'disk' nor 'memory'"),
         ("[" * 3000, "not JSON"),
         (" " * 5000, "longer than 4096"),
     ],

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hexz.images import store as store_module
+from hexz.images.backend import BackendDown
 from hexz.images.blockmap import ZERO_SLOT, BlockMap, Run
 from hexz.images.journal import HEAD_SIZE, RECORD_SIZE, Head, JournalError, build_head, parse_head
 from hexz.images.recovery import JOURNAL_SUFFIX, OverlayError
@@ -211,3 +212,35 @@ def test_the_block_map_is_a_dictionary_in_runs(steps: list[tuple[int, int, bool]
     for start in range(0, 50, 7):
         cut = [block for run in runs.within(start, start + 9) for block in range(run.start, run.end)]
         assert cut == [block for block in range(start, start + 9) if block in table]
+
+
+def test_who_gave_an_overlay_up_reads_on_what_it_saw_while_others_write(tmp_path: Path) -> None:
+    path = str(tmp_path / "overlay")
+    stores = [crash_writer.open_store(path, BASE)]
+    seen = []
+    for number in range(4):  # one after the other, each with a reader that stays
+        store = stores[-1]
+        for round_ in range(6):
+            content = bytes([16 * number + round_ + 1]) * 6 * BLOCK
+            store.write(0, memoryview(content))
+            store.flush()
+        seen.append(b"".join(store.read(0, SIZE)))
+        store.give_up()
+        with pytest.raises(BackendDown, match="out of service"):
+            store.write(0, memoryview(b"x"))
+        stores.append(crash_writer.open_store(path, BASE))
+        for before, content in zip(stores, seen):
+            assert b"".join(before.read(0, SIZE)) == content
+    last = stores.pop()
+    last.write(0, memoryview(b"z" * 6 * BLOCK))
+    last.flush()
+    grown = os.path.getsize(path)
+    for store, content in zip(stores, seen):
+        assert b"".join(store.read(0, SIZE)) == content
+        store.close()
+    # With the last reader gone the slots are used again.
+    for _ in range(50):
+        last.write(0, memoryview(b"y" * 6 * BLOCK))
+        last.flush()
+    assert os.path.getsize(path) <= grown + 6 * BLOCK
+    last.close()

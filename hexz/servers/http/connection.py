@@ -29,7 +29,7 @@ from time import perf_counter
 from typing import NamedTuple, Protocol
 
 from hexz.access import AccessEntry
-from hexz.errors import BlockError, HexzError
+from hexz.errors import BlockError, HandedOver, HexzError
 from hexz.exposure import OWN, Grant
 from hexz.metrics import Metrics
 from hexz.protocol.http.cors import Cors
@@ -215,7 +215,16 @@ class HttpConnection:
             token, response = self._policy.admit(head, self._connection.peer, self._grant)
         if response is None:
             watch, may_write = PeerWatch(self._connection), self._grant.lets_write(token)
-            response = self._ask(Request(head, body, self._connection.peer, self._secure, token, watch, may_write))
+            try:
+                response = self._ask(Request(head, body, self._connection.peer, self._secure, token, watch, may_write))
+            except HandedOver as error:
+                if not body.taken and self._connection.summoned and not self._secure:
+                    self._receiver.buffer = raw + b"\r\n\r\n" + self._receiver.buffer
+                    self._parked = True
+                    self._counting.forget()
+                    return False
+                refusal = self._rules.refusal(error.http_status, str(error), None)
+                response = refusal._replace(headers=(*refusal.headers, ("Retry-After", "1")))
         keep_alive = head.keep_alive and not response.close
         if self._connection.draining:
             # What came along is answered too: nobody has told the client that it will not be.
@@ -336,6 +345,8 @@ class HttpConnection:
             raise ConnectionAbortedError(str(error)) from None
         except RequestError as error:
             return self._rules.refusal(error.status, str(error), error)
+        except HandedOver:
+            raise
         except HexzError as error:
             return self._failure(request.head, error)
         except OSError as error:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import logging
 
-from hexz.errors import BlockError, HexzError, SnapshotError, StorageError
+from hexz.errors import BlockError, HandedOver, HexzError, SnapshotError, StorageError
 from hexz.images import checksum
 from hexz.images.backend import ImageError
 from hexz.images.registry import Busy, NoSuchImage, Registry
@@ -60,6 +60,10 @@ class ImagesApplication:
             response = json_answer({"error": str(refusal)}, refusal.status, *refusal.headers)
         except RequestError as error:
             response = json_answer({"error": str(error)}, error.status)
+        except HandedOver as error:
+            if not (request.secure or request.body.taken):
+                raise  # the successor answers, over the same connection
+            response = json_answer({"error": str(error)}, 503, ("Retry-After", str(RETRY_AFTER_S)))
         except Busy as error:
             response = json_answer({"error": str(error)}, 503, ("Retry-After", str(RETRY_AFTER_S)))
         except HexzError as error:
