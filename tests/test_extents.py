@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import socket
+import time
+from collections.abc import Callable
 from itertools import groupby
 from pathlib import Path
 
@@ -28,7 +30,7 @@ from hexz.servers.nbd import status
 from hexz.servers.watch import PeerGone
 from hexz.snapshot import DATA, PARENT, ZERO, Effort, Extent, Stream, new_context, open_snapshot
 from tests.crafted import Craft
-from tests.http.serving import serving
+from tests.http.serving import request, serving
 from tests.nbd.serving import Serving as NbdServing
 from tests.nbd.wire import extents
 
@@ -224,3 +226,26 @@ def test_the_images_api_looks_for_its_client_in_between(
             application.respond(asked)
     assert catalog.remove("child"), "nothing is held any more"
     catalog.close()
+
+
+def test_a_checksum_ends_with_its_client(tmp_path: Path) -> None:
+    """A few kilobytes of file may be of any size: hashing that much would go on for years."""
+    made = Craft()
+    made.sizes["main"] = 1 << 62
+    made.flags = (0, 0, 0)
+    catalog = Catalog(new_context(1 << 20, workers=0))
+    catalog.add("huge", str(made.write(tmp_path / "huge.hxz")))
+    with serving({}, application=ImagesApplication(Registry(catalog), CatalogApplication(catalog))) as server:
+        with server.client() as client:
+            client.send(request("GET", "/images/huge/checksum"))
+            wait_for(lambda: len(server.listener.live()) == 1)
+        wait_for(lambda: not server.listener.live())
+    assert catalog.remove("huge"), "nothing is held any more"
+    catalog.close()
+
+
+def wait_for(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)

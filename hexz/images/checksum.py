@@ -24,9 +24,10 @@ BLAKE2_BYTES = 32
 ZEROS = memoryview(bytes(64 << 10))
 
 
-def checksum(session: Session, algorithm: str, block_size: int) -> str:
+def checksum(session: Session, algorithm: str, block_size: int, watch: Callable[[], None] = lambda: None) -> str:
     """The checksum in hexadecimal; `algorithm` is one of `ALGORITHMS`, `block_size` in bytes.
 
+    `watch` is called again and again, and ends the work by what it raises.
     Raises: what reading raises.
     """
     new = _factory(algorithm)
@@ -36,8 +37,10 @@ def checksum(session: Session, algorithm: str, block_size: int) -> str:
     filled = 0
     for extent in coalesced(session.extents(0, session.size, dirty=False)):
         left = extent.length
+        watch()
         if extent.zero:
             while left:
+                watch()
                 if not filled and left >= block_size:
                     total.update(zero_digest)
                     left -= block_size
@@ -52,6 +55,7 @@ def checksum(session: Session, algorithm: str, block_size: int) -> str:
             continue
         for view in _data(session, extent):
             rest = view
+            watch()
             while rest:
                 part = rest[: block_size - filled]
                 block.update(part)

@@ -74,7 +74,7 @@ class Checksum(Resource):
                 f"from {checksum.MIN_BLOCK} to {checksum.MAX_BLOCK}"
             )
         session = self.open()
-        value = checksum.checksum(session, algorithm, size)
+        value = checksum.checksum(session, algorithm, size, self.request.watch)
         return json_answer({"algorithm": algorithm, "block_size": size, "checksum": value})
 
 
