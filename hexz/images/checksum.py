@@ -33,17 +33,18 @@ def checksum(session: Session, algorithm: str, block_size: int, watch: Callable[
     new = _factory(algorithm)
     total = new()
     zero_digest = _of_zeros(new, block_size)
+    many_digests = memoryview(zero_digest * (len(ZEROS) // len(zero_digest)))
     block = new()
     filled = 0
-    for extent in coalesced(session.extents(0, session.size, dirty=False)):
+    for extent in coalesced(_watched(session.extents(0, session.size, dirty=False), watch)):
         left = extent.length
-        watch()
         if extent.zero:
             while left:
                 watch()
                 if not filled and left >= block_size:
-                    total.update(zero_digest)
-                    left -= block_size
+                    count = min(left // block_size, len(many_digests) // len(zero_digest))
+                    total.update(many_digests[: count * len(zero_digest)])
+                    left -= count * block_size
                     continue
                 size = min(left, block_size - filled, len(ZEROS))
                 block.update(ZEROS[:size])
@@ -54,8 +55,8 @@ def checksum(session: Session, algorithm: str, block_size: int, watch: Callable[
                     block, filled = new(), 0
             continue
         for view in _data(session, extent):
-            rest = view
             watch()
+            rest = view
             while rest:
                 part = rest[: block_size - filled]
                 block.update(part)
@@ -67,6 +68,13 @@ def checksum(session: Session, algorithm: str, block_size: int, watch: Callable[
     if filled:
         total.update(block.digest())
     return str(total.hexdigest())
+
+
+def _watched(extents: Iterator[ImageExtent], watch: Callable[[], None]) -> Iterator[ImageExtent]:
+    """The same; many of them may be one in the end."""
+    for extent in extents:
+        watch()
+        yield extent
 
 
 def _data(session: Session, extent: ImageExtent) -> Iterator[memoryview]:

@@ -74,8 +74,9 @@ class Image:
         self.last_used = time.monotonic()
         self._readers = threading.BoundedSemaphore(registration.max_readers)
         self._writers = threading.BoundedSemaphore(registration.max_writers)
-        self._lock = threading.Lock()  # guards _users
+        self._lock = threading.Lock()  # guards _users and _waiting
         self._users = 0
+        self._waiting = 0  # for a turn to write
 
     def admits(self, token: str | None) -> bool:
         """Whether `token` is the image's, or it needs none."""
@@ -89,13 +90,25 @@ class Image:
         Raises: Busy after `WAIT_S` seconds.
         """
         places = self._writers if writing else self._readers
-        if not places.acquire(timeout=WAIT_S):
-            raise Busy(f"too many parallel {'writes' if writing else 'reads'}")
+        if not places.acquire(blocking=False):
+            with self._lock:
+                self._waiting += writing
+            try:
+                if not places.acquire(timeout=WAIT_S):
+                    raise Busy(f"too many parallel {'writes' if writing else 'reads'}")
+            finally:
+                with self._lock:
+                    self._waiting -= writing
         try:
             with self.used():
                 yield
         finally:
             places.release()
+
+    @property
+    def writers_wait(self) -> bool:
+        """Somebody waits for a turn to write."""
+        return self._waiting > 0
 
     @contextlib.contextmanager
     def used(self) -> Iterator[None]:

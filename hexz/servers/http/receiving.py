@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import socket
 import ssl
@@ -52,6 +53,8 @@ class Receiver:
         self._secure = isinstance(sock, ssl.SSLSocket)
         self.buffer = b""
         """Received and not yet used."""
+        self.look: Callable[[], None] | None = None
+        """Asked while a body is waited for; what it raises ends that."""
         self._body_bytes = 0
         self._body_waited = 0.0
         self.limit_waits(BRISK_S)
@@ -167,10 +170,7 @@ class Receiver:
         began = time.monotonic()
         left = BODY_S + self._body_bytes / SLOWEST_BODY - self._body_waited
         try:
-            if left <= 0:
-                raise TimeoutError
-            self.limit_waits(left)
-            data = self._sock.recv(max(RECEIVE, most))
+            data = self._receive_body(max(RECEIVE, most), began + left)
         except _TIMED_OUT:
             raise RequestError(408, f"the request's body kept the server waiting more than {BODY_S:g} s") from None
         finally:
@@ -179,6 +179,20 @@ class Receiver:
         self._body_bytes += len(data)
         self.buffer += data
         return bool(data)
+
+    def _receive_body(self, most: int, deadline: float) -> bytes:
+        """Receive, and `look` meanwhile.  Raises: one of `_TIMED_OUT`, what `look` raises."""
+        while True:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise TimeoutError
+            if self.look is None:
+                self.limit_waits(left)
+                return self._sock.recv(most)
+            self.look()
+            self.limit_waits(min(left, BRISK_S))
+            with contextlib.suppress(*_TIMED_OUT):
+                return self._sock.recv(most)
 
 
 def _too_large(buffer: bytes) -> RequestError:
@@ -200,6 +214,7 @@ class Body:
         self.length: int | None = None if framing.chunked else framing.length
         self.taken = 0
         self._receiver = receiver
+        receiver.look = None
         self._chunks = Chunks() if framing.chunked else None
         self._left = framing.length
         self._go_on = go_on
@@ -210,6 +225,10 @@ class Body:
     def untouched(self) -> bool:
         """The client still waits for ``100 Continue``: it has not begun to send the body."""
         return self._go_on is not None and not self.finished
+
+    def ask(self, look: Callable[[], None]) -> None:
+        """Call `look` whenever the client is waited for, and every second meanwhile; a RequestError ends the body."""
+        self._receiver.look = look
 
     def read(self, most: int) -> bytes:
         """Up to `most` bytes; empty at the end.

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import threading
+
 from hexz.errors import BadRequest
 from hexz.images import checksum
 from hexz.images.backend import coalesced
 from hexz.images.hexz import HexzSession
+from hexz.images.registry import WAIT_S, Busy
 from hexz.metrics.words import EXTENTS
 from hexz.protocol.http.conditions import Validators
 from hexz.protocol.http.responses import REVALIDATE, VOLATILE, Representation, Response, represent
@@ -17,6 +20,10 @@ __all__ = ["Checksum", "Extents", "Flush"]
 
 MAX_LIST = 256 << 20
 """Longest list of extents in one answer, bytes: about four million of them."""
+
+MAX_CHECKSUMS = 2
+"""Computed at once in the whole process: each keeps a core busy for as long as the image is large."""
+CHECKSUMS = threading.BoundedSemaphore(MAX_CHECKSUMS)
 
 
 class Extents(Resource):
@@ -74,7 +81,12 @@ class Checksum(Resource):
                 f"from {checksum.MIN_BLOCK} to {checksum.MAX_BLOCK}"
             )
         session = self.open()
-        value = checksum.checksum(session, algorithm, size, self.request.watch)
+        if not CHECKSUMS.acquire(timeout=WAIT_S):
+            raise Busy(f"{MAX_CHECKSUMS} checksums are being computed, which is the most at once")
+        try:
+            value = checksum.checksum(session, algorithm, size, self.request.watch)
+        finally:
+            CHECKSUMS.release()
         return json_answer({"algorithm": algorithm, "block_size": size, "checksum": value})
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import re
+import time
+from collections.abc import Callable
 
 from hexz.errors import BadRequest
 from hexz.images.backend import Session
@@ -11,6 +13,7 @@ from hexz.images.hexz import HexzSession
 from hexz.images.writing import copy_body, replace_all
 from hexz.metrics.words import READ
 from hexz.protocol.http.conditions import Validators
+from hexz.protocol.http.head import RequestError
 from hexz.protocol.http.ranges import Unsatisfiable, parse_range
 from hexz.protocol.http.responses import REVALIDATE, VOLATILE, Piece, Representation, Response, Source, represent
 from hexz.protocol.images import MAX_OPERATION, Zero, flag, parse_content_range, parse_operation
@@ -21,6 +24,10 @@ __all__ = ["Whole"]
 
 FIRST_READ = 64 << 10
 """Bytes read before the head is sent, so that trouble is an error and not a short body."""
+TURN_S = 10.0
+"""Seconds that a writer may take while others wait, whatever it sends."""
+SLOWEST_WRITER = 64 << 10
+"""Bytes a second that it has to send beyond them."""
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9._-]+")
 
 
@@ -179,7 +186,19 @@ class Whole(Resource):
                     raise Refusal(403, "this image is registered read-only")
                 raise Refusal(405, f"{method} is not possible on this image", *self.allow(self.possible(session)))
         self.check_writer()
-        return self.open(writing=True)
+        session = self.open(writing=True)
+        self.request.body.ask(self._mind_others(time.monotonic()))
+        return session
+
+    def _mind_others(self, began: float) -> Callable[[], None]:
+        """What ends a body that comes too slowly while others wait for their turn to write."""
+
+        def look() -> None:
+            allowed = TURN_S + self.request.body.taken / SLOWEST_WRITER
+            if self.image.writers_wait and time.monotonic() - began > allowed:
+                raise RequestError(408, "others wait to write: send the body faster, or in smaller parts")
+
+        return look
 
     def body_length(self) -> int:
         """The body's length in bytes.  Raises: BadRequest when it is not announced."""
