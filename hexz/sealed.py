@@ -5,7 +5,7 @@ hashes are checked; the hashes come from nodes of the seal that are read when th
 needed and checked against the node above, up to the root, which was checked when the file
 was opened.  So opening costs two short reads, whatever the file's size.
 
-A leaf that a read needed only in part is kept for a while: the next read mostly
+A leaf that a short read needed only in part is kept for a while: the next read mostly
 begins in it.
 """
 
@@ -86,6 +86,8 @@ class SealCache:
                 self.held -= len(self._pieces.pop(key))
 
 
+LONG = 4
+"""Leaves from which on a read is long."""
 LEAVES = -1
 """Stands for a level in the cache's keys where the piece is a leaf of the file itself."""
 
@@ -142,26 +144,50 @@ class SealedFile:
         self._seal = seal
         self._cache = cache
         self._leaf = header.leaf_size
+        self._long = LONG * header.leaf_size
 
     def read(self, offset: int, length: int) -> bytes:
         """Exactly `length` bytes at `offset`, as they were sealed.
 
         Raises: SealMismatch when they are not; StorageError.
         """
+        if length < self._long:
+            return self._read_short(offset, length)
+        return bytes(self.view(offset, length))
+
+    def view(self, offset: int, length: int) -> bytes | memoryview:
+        """The same, as a part of the leaves that were read if it is long.
+
+        Raises: SealMismatch, StorageError.
+        """
+        if length < self._long:
+            return self._read_short(offset, length)
+        # Leaves kept from the reads before would have to be put together with the rest: to check one again costs less.
+        begin, end = self._leaves(offset, length)
+        fresh = self._file.read(begin, end - begin)
+        self._check(begin, fresh, offset, length)
+        return memoryview(fresh)[offset - begin : offset - begin + length]
+
+    def _leaves(self, offset: int, length: int) -> tuple[int, int]:
+        """Where the leaves begin and end that the span has a part in.  Raises: StorageError."""
         stop = offset + length
         if stop > self.size:
             raise StorageError(self.name, offset, length, f"the file that was sealed ends at {self.size}")
         leaf = self._leaf
-        first, last = offset // leaf, max(offset, stop - 1) // leaf
-        begin = start = first * leaf
-        end = min((last + 1) * leaf, self.size)
-        # The leaves at both ends are often known from the neighbouring reads.
-        head = self._cache.find((self._seal.uid, LEAVES, first))
+        return offset // leaf * leaf, min((max(offset, stop - 1) // leaf + 1) * leaf, self.size)
+
+    def _read_short(self, offset: int, length: int) -> bytes:
+        """A span of a few leaves; those at its ends are kept for, and often known from, the neighbouring reads."""
+        begin, end = self._leaves(offset, length)
+        stop, leaf, uid = offset + length, self._leaf, self._seal.uid
+        first, last = begin // leaf, max(begin, end - 1) // leaf
+        start = begin
+        head = self._cache.find((uid, LEAVES, first))
         if head is not None:
             if first == last:
                 return head[offset - begin : stop - begin]
             start += len(head)
-        tail = self._cache.find((self._seal.uid, LEAVES, last)) if last > first else None
+        tail = self._cache.find((uid, LEAVES, last)) if last > first else None
         if tail is not None:
             end = last * leaf
         fresh = b""
@@ -169,7 +195,7 @@ class SealedFile:
             fresh = self._file.read(start, end - start)
             self._check(start, fresh, offset, length)
         if tail is None and stop < end:
-            self._cache.keep((self._seal.uid, LEAVES, last), fresh[last * leaf - start :])
+            self._cache.keep((uid, LEAVES, last), fresh[last * leaf - start :])
         if head is None and tail is None:
             return fresh[offset - begin : stop - begin]
         parts = [memoryview(head)[offset - begin :] if head is not None else memoryview(fresh)[offset - begin :]]

@@ -43,6 +43,9 @@ class Storage(Protocol):
     def read(self, offset: int, length: int) -> bytes:
         """Exactly `length` bytes at `offset`, or StorageError."""
 
+    def view(self, offset: int, length: int) -> bytes | memoryview:
+        """The same for who can do with a part of something longer, which may spare a copy."""
+
     def close(self) -> None:
         """Give the resource back once running reads are done."""
 
@@ -116,6 +119,8 @@ class LocalFile:
             if last:
                 os.close(self._fd)
         return data
+
+    view = read
 
     def count_failure(self) -> None:
         """Count a read that went well, whose bytes turned out to be wrong."""

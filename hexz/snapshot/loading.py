@@ -146,7 +146,7 @@ class BlockLoader:
         base = page.stored_offset(first)
         length = page.stored_offset(last) + page.stored[last] - base
         with self._decoding.taken(2 * length + sum(map(page.logical.__getitem__, numbers))):
-            stored = memoryview(self._snapshot.storage.read(base, length))
+            stored = memoryview(self._snapshot.storage.view(base, length))
             decode = self._snapshot.decode
             for number in numbers:
                 at = page.stored_offset(number) - base

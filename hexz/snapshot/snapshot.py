@@ -210,12 +210,12 @@ class Snapshot:
         except SnapshotTooLarge as error:
             return Facts(None, [error.reason], None)
 
-    def read_file(self, offset: int, length: int) -> bytes:
+    def read_file(self, offset: int, length: int) -> bytes | memoryview:
         """The bytes of the ``.hxz`` file itself; the caller bounds `length`.
 
         Raises: StorageError.
         """
-        return self.storage.read(offset, length)
+        return self.storage.view(offset, length)
 
     def info(self) -> dict[str, Any]:
         """The snapshot's facts, ready for JSON; sizes in bytes, times in seconds since 1970."""

@@ -110,9 +110,9 @@ def _check_signature(snapshot: Snapshot, public_key: bytes) -> str | None:
         return f"{snapshot.path}: is not signed"
     if place.length != SIGNATURE_SIZE or not 0 < place.offset - start <= MAX_SIGNED:
         return f"{snapshot.path}: the signature is damaged"
-    signed = snapshot.read_file(start, place.offset - start)
+    signed = bytes(snapshot.read_file(start, place.offset - start))
     try:
-        if signature_valid(public_key, snapshot.read_file(*place), signed):
+        if signature_valid(public_key, bytes(snapshot.read_file(*place)), signed):
             return None
     except CryptographyNeeded:
         reason = f"signatures need the package cryptography: {how_to_get(['cryptography'])}"

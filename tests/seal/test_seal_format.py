@@ -132,8 +132,9 @@ def test_any_spans_are_the_files_bytes(tmp_path: Path, data: st.DataObject) -> N
     try:
         for _ in range(30):
             offset = data.draw(st.one_of(st.integers(0, size), st.integers(0, size // leaf).map(lambda n: n * leaf)))
-            length = data.draw(st.integers(0, min(size - offset, 4 * leaf)))
-            assert storage.read(offset, length) == content[offset : offset + length]
+            length = data.draw(st.integers(0, min(size - offset, 7 * leaf)))
+            read = storage.view if data.draw(st.booleans()) else storage.read
+            assert read(offset, length) == content[offset : offset + length]
             assert cache.held <= max(budget, leaf)
         with pytest.raises(StorageError):
             storage.read(size - 1, 2)
@@ -225,7 +226,7 @@ def test_many_threads_read_one_sealed_file(tmp_path: Path) -> None:
         source = random.Random(seed)
         for _ in range(300):
             offset = source.randrange(len(content))
-            length = min(source.randrange(5 * LEAF), len(content) - offset)
+            length = min(source.randrange(8 * LEAF), len(content) - offset)
             if storage.read(offset, length) != content[offset : offset + length]:
                 wrong.append(offset)
 

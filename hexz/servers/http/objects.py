@@ -81,7 +81,7 @@ class _FileSource:
     def __init__(self, snapshot: Snapshot) -> None:
         self._snapshot = snapshot
 
-    def read(self, offset: int, length: int) -> list[bytes]:
+    def read(self, offset: int, length: int) -> list[bytes | memoryview]:
         return [self._snapshot.read_file(offset, min(length, FILE_BYTES))]
 
 
