@@ -43,7 +43,8 @@ def seal(path: str, key: bytes | None = None) -> Sealed:
         except HeaderError as error:
             raise NotASnapshot(path, str(error)) from None
         check_output(out, [real])
-        with whole_file(out) as target:
+        with whole_file(out, private=True) as target:
+            _lend_access(real, target)
             header = _write(target, file.read, file.size, key, os.path.basename(path))
             again = LocalFile(real)
             again.close()
@@ -52,6 +53,14 @@ def seal(path: str, key: bytes | None = None) -> Sealed:
     finally:
         file.close()
     return Sealed(out, header)
+
+
+def _lend_access(path: str, target: BinaryIO) -> None:
+    """Let who may read the file at `path`, and nobody else, read its seal."""
+    status = os.stat(path)
+    with contextlib.suppress(PermissionError):  # only root gives files away; others seal their own
+        os.fchown(target.fileno(), status.st_uid, status.st_gid)
+    os.fchmod(target.fileno(), status.st_mode & 0o666)
 
 
 def _write(target: BinaryIO, read: Callable[[int, int], bytes], size: int, key: bytes | None, label: str) -> SealHeader:
@@ -97,7 +106,7 @@ def sealed_file(
             yield file
         return
     check_output(out, ())
-    with whole_file(out) as target, whole_file(path, private, replace) as file:
+    with whole_file(out, private) as target, whole_file(path, private, replace) as file:
         yield file
         size = file.seek(0, os.SEEK_END)
 

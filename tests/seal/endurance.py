@@ -61,11 +61,11 @@ def families(folder: Path) -> Iterator[Family]:
         names = [name, *ancestors(name)]
         if any(other not in listed for other in names) or vector.get("expect") == "unresolvable-parent-block":
             continue
-        files = {other: (vectors.folder() / other).read_bytes() for other in names}
+        files = {other: vectors.path(other).read_bytes() for other in names}
         password = vectors.password(vector)
         secret = password.encode() if password else None
         try:
-            with open_snapshot(str(vectors.folder() / name), new_context(CACHE, secret, workers=0)) as snapshot:
+            with open_snapshot(str(vectors.path(name)), new_context(CACHE, secret, workers=0)) as snapshot:
                 if sum(stream.size for stream in snapshot.streams.values()) > 4 << 20:
                     continue
                 streams = {one.name: b"".join(one.read(0, one.size)) for one in snapshot.streams.values() if one.size}
@@ -289,7 +289,7 @@ def endure(reads: int, seed: int, tell: Callable[[str], object] = lambda line: N
     try:
         found = list(families(folder))
         assert found, "there are no samples"
-        tell(f"{len(found)} files of {vectors.folder()}, seed {seed}")
+        tell(f"{len(found)} files, seed {seed}")
         told = time.monotonic()
         while sum(outcome.counts[word] for word in ("right", "refused", "WRONG")) < reads:
             family = source.choice(found)

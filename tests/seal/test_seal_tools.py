@@ -79,7 +79,7 @@ def test_sealing_again_says_the_same_and_a_new_seal_takes_the_place_of_the_old(f
     ("make", "status", "says"),
     [
         (lambda path: None, 66, "no such file"),
-        (lambda path: path.write_bytes(b""), 65, "only 0 bytes"),
+        (lambda path: path.write_bytes(b""), 65, "the file is empty"),
         (lambda path: path.write_bytes(b"PK\3\4" * 2000), 65, "not a hexz snapshot"),
         (lambda path: path.write_bytes(bytes(9000)), 65, "not finished"),
         (lambda path: path.mkdir(), 66, "not a regular file"),
@@ -159,6 +159,17 @@ def test_a_progress_bar_on_a_terminal_alone(folder: Path) -> None:
     assert hexz("seal", folder / "snap.hxz").stderr == b""
 
 
+def test_a_seal_is_for_who_may_read_the_file(folder: Path) -> None:
+    snap = folder / "snap.hxz"
+    for mode in (0o600, 0o640, 0o644):
+        snap.chmod(mode)
+        seal(str(snap))
+        assert seal_path(snap).stat().st_mode & 0o777 == mode
+    out = folder / "machine.hxz"
+    pack(str(folder / "raw"), str(out), memory=str(folder / "raw"), seal=True)
+    assert seal_path(out).stat().st_mode & 0o777 == out.stat().st_mode & 0o777 == 0o600
+
+
 # verify
 
 
@@ -198,7 +209,7 @@ def test_verify_looks_at_what_no_block_uses_too(tmp_path: Path) -> None:
     assert hexz("verify", path).returncode == 0
     damage(path, gap + 20_000)
     done = hexz("verify", path)
-    assert (done.returncode, b": DAMAGED: 1 places" in done.stdout) == (1, True)
+    assert (done.returncode, b": DAMAGED: 1 place in" in done.stdout) == (1, True)
     assert hexz("cat", path).stdout == b"before" * 100 + b"behind" * 100
 
 
@@ -222,11 +233,11 @@ def test_pack_does_not_leave_a_new_file_with_an_old_seal(folder: Path) -> None:
     seal(str(snap))
     before = snap.read_bytes(), seal_path(snap).read_bytes()
     (folder / "raw").write_bytes(b"something else" * 1000)
-    done = hexz("pack", folder / "raw", snap)
+    done = hexz("pack", folder / "raw", snap, "--force")
     assert done.returncode == 2
     assert b"snap.hxz.sum: is the seal of the file to be replaced: give --seal, or remove it first" in done.stderr
     assert (snap.read_bytes(), seal_path(snap).read_bytes()) == before
-    assert hexz("pack", folder / "raw", snap, "--seal").returncode == 0
+    assert hexz("pack", folder / "raw", snap, "--seal", "--force").returncode == 0
     assert hexz("cat", "--require-seal", snap).stdout == b"something else" * 1000
 
 

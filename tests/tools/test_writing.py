@@ -102,7 +102,7 @@ def test_the_plain_text_of_something_encrypted_is_its_owners_alone(tmp_path: Pat
     pytest.importorskip("cryptography")
     name, vector = next((n, v) for n, v in vectors.load().items() if v["password"] and not v["parents"])
     out = tmp_path / "plain"
-    extract(str(vectors.folder() / name), str(out), "disk", vector["password"].encode())
+    extract(str(vectors.path(name)), str(out), "disk", vector["password"].encode())
     assert mode(out) == 0o600
 
 
