@@ -8,6 +8,7 @@ are repeated, medians are shown.
 
 from __future__ import annotations
 
+import os
 import random
 import statistics
 import subprocess
@@ -27,6 +28,7 @@ from hexz.format.header import Compression, Header, Variant, build_header
 from hexz.format.index import Entry, PageRecord, build_master_index, build_page
 from hexz.snapshot import Stream, new_context, open_snapshot
 from hexz.tools.pack import pack
+from hexz.tools.seal import seal
 from tests.benchmarks.report import Row
 
 IMAGE_BYTES = 192 << 20
@@ -119,6 +121,9 @@ def megabytes_a_second(contenders: dict[str, Callable[[], None]]) -> dict[str, f
 
 def cold_rows(codec: str, path: Path) -> list[Row]:
     places = stored_blocks(path)
+    sealed = path.with_name(f"sealed-{path.name}")
+    os.link(path, sealed)
+    seal(str(sealed))
     with path.open("rb") as file:
         blocks = [file.seek(offset) and file.read(length) for offset, length in places]
     figures = megabytes_a_second(
@@ -128,6 +133,8 @@ def cold_rows(codec: str, path: Path) -> list[Row]:
             "verified": lambda: verified(codec, path, places),
             "reader, 1 thread": lambda: sequential(path, 0),
             "reader": lambda: sequential(path, 1),
+            "sealed, 1 thread": lambda: sequential(sealed, 0),
+            "sealed": lambda: sequential(sealed, 1),
         }
     )
     one, two = figures["reader, 1 thread"], figures["reader"]
@@ -137,6 +144,8 @@ def cold_rows(codec: str, path: Path) -> list[Row]:
         Row(f"{work}, one thread", "MB/s", {}, one / figures["verified"], 0, "codec, CRC and file read"),
         Row(f"{work}, two threads", "MB/s", {}, two / figures["codec"], 1.6, "codec, one thread"),
         Row(f"{work}, two threads", "MB/s", {}, two / figures["codec, 2 threads"], 0, "codec, two threads"),
+        Row(f"{work}, sealed, one thread", "MB/s", {}, figures["sealed, 1 thread"] / one, 0, "reader without a seal"),
+        Row(f"{work}, sealed, two threads", "MB/s", {}, figures["sealed"] / two, 0, "reader without a seal"),
     ]
 
 

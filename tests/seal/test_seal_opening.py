@@ -16,13 +16,14 @@ import pytest
 import requests
 
 from hexz.errors import HexzError, SealDamaged, SealKeyNeeded, SealMismatch, SealMissing, SnapshotUnreadable
-from hexz.format.seal import SUFFIX, seal_key
+from hexz.format.seal import FANOUT, HASH_SIZE, LEAF_SIZE, SUFFIX, SealHeader, SealTree, seal_key
 from hexz.sealed import SealPolicy
 from hexz.snapshot import Snapshot, new_context, open_snapshot
 from hexz.tools.pack import pack
 from hexz.tools.seal import seal
 from tests import samples
 from tests.conftest import CORPUS
+from tests.crafted import Craft
 from tests.peers import ROOT, Server
 from tests.seal.making import seal_path, sealed_copies, write_seal
 
@@ -321,6 +322,61 @@ def test_the_key_may_come_as_a_credential(snap: Path, tmp_path: Path) -> None:
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
     assert "sealed (keyed)" in done.stdout
+
+
+def test_opening_a_terabyte_reads_a_few_kilobytes_of_its_seal(tmp_path: Path) -> None:
+    """A file of 1 TiB, nearly all hole: a block at the beginning, the index at the end."""
+    craft = Craft()
+    craft.data(b"a block" * 500)
+    record = craft.page()
+    craft.index_offset = (1 << 40) - 200
+    content = craft.finish()
+    path = tmp_path / "huge.hxz"
+    with path.open("wb") as file:
+        file.write(content[: record.offset + record.length])
+        file.seek(craft.index_offset)
+        file.write(content[record.offset + record.length :])
+        size = file.tell()
+    write_sparse_seal(path, size, [0, size - 1])
+    context = new_context(8 << 20, workers=0, seals=SealPolicy(None, True))
+    before = read_of_this_process()
+    with open_snapshot(str(path), context) as snapshot:
+        assert snapshot.disk is not None
+        assert b"".join(snapshot.disk.read(0, 3500)) == b"a block" * 500
+        assert read_of_this_process() - before < 300_000
+        with pytest.raises(SealMismatch):
+            snapshot.read_file(1 << 39, 1)
+
+
+def read_of_this_process() -> int:
+    """Bytes that its system calls have read."""
+    return int(Path("/proc/self/io").read_text().split("rchar: ")[1].split()[0])
+
+
+def write_sparse_seal(path: Path, size: int, positions: list[int]) -> None:
+    """A seal that is right for the leaves at these positions alone, and otherwise a hole."""
+    tree = SealTree(size, LEAF_SIZE, None)
+    with path.open("rb") as file, seal_path(path).open("w+b") as sums:
+        sums.truncate(tree.size)
+
+        def put(level: int, number: int, digest: bytes) -> None:
+            sums.seek(tree.places[level] + number * HASH_SIZE)
+            sums.write(digest)
+
+        for position in positions:
+            leaf = position // LEAF_SIZE
+            file.seek(leaf * LEAF_SIZE)
+            put(0, leaf, tree.leaf(leaf, file.read(LEAF_SIZE)))
+        for level in range(tree.top):
+            for position in positions:
+                number = position // LEAF_SIZE // FANOUT ** (level + 1)
+                place, length = tree.node_place(level, number)
+                sums.seek(place)
+                put(level + 1, number, tree.node(level, number, sums.read(length)))
+        sums.seek(tree.node_place(tree.top, 0)[0])
+        top = sums.read(tree.node_place(tree.top, 0)[1])
+        sums.seek(0)
+        sums.write(SealHeader(LEAF_SIZE, size, False, tree.root(top)).pack())
 
 
 def test_a_copy_needs_its_seal_copied_too(snap: Path, tmp_path: Path) -> None:
