@@ -33,6 +33,7 @@ FACTS = ".json"
 """What the name of the file beside a pid file ends with in which the daemon says where it listens and logs."""
 MAX_FACTS = 64 << 10
 MAX_FDINFO = 64 << 10
+MAX_STATUS = 64 << 10
 _WRITE_LOCK = re.compile(rb"^lock:.*FLOCK.*WRITE", re.MULTILINE)
 MODE = 0o600
 """Nobody else may open the file: whoever can read it can lock it (flock(2))."""
@@ -162,8 +163,20 @@ def _holds(pid: int, fd: int) -> bool:
     except (FileNotFoundError, ProcessLookupError):
         return False
     except PermissionError:
-        raise SystemFailure(f"pid {pid} is another user's: not stopped") from None
+        # One's own process cannot be looked into any more while it ends.
+        if not _is_ours(pid):
+            raise SystemFailure(f"pid {pid} is another user's: not stopped") from None
     return False
+
+
+def _is_ours(pid: int) -> bool:
+    """Whether process `pid` runs as this user, or has gone."""
+    try:
+        with open(f"/proc/{pid}/status", "rb") as file:
+            users = re.search(rb"^Uid:\t(\d+)\t(\d+)", file.read(MAX_STATUS), re.MULTILINE)
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    return users is not None and int(users[2]) == os.geteuid()
 
 
 def running_pid(path: str) -> int | None:

@@ -11,7 +11,7 @@ from hexz.errors import ConfigError
 
 __all__ = ["TlsContext", "tls_reason"]
 
-_SOURCE = re.compile(r"^(\[[^]]*\]|_ssl\.c:\d+:) *| *\(_ssl\.c:\d+\)")
+_SOURCE = re.compile(r"^(\[[^]]*\]|_ssl\.c:\d+:) ?| ?\(_ssl\.c:\d+\)")
 """What Python puts around OpenSSL's words: the library's name and a line of its own source."""
 
 NO_PEM = "pem lib"

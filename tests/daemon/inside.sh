@@ -148,7 +148,7 @@ serves_a_user() {
     settings=/home/visitor/.config/hexz-serve
     address=/run/user/4711/hexz-serve/snap/http
     install -d -o visitor -g visitor /home/visitor/.config $settings /home/visitor/.local /home/visitor/.local/share $folder
-    cp "$snapshot" $folder/snap.hxz
+    install -o visitor -g visitor -m 600 "$snapshot" $folder/snap.hxz
     printf 'HEXZ_OPTIONS=--http-socket /run/user/4711/hexz-serve/snap/http --nbd-port 10811\n' >$settings/snap.conf
     systemctl start user@4711
     as_visitor() { setpriv --reuid=4711 --regid=4711 --clear-groups env HOME=/home/visitor XDG_RUNTIME_DIR=/run/user/4711 "$@"; }
@@ -166,39 +166,6 @@ serves_a_user() {
     [ ! -e $address ]
 }
 
-# Everything between "## Operations" and the next chapter, as a reader would paste it.
-follows_the_readme() {
-    part() { awk -v kind="$1" '/^## /{on = /Operations/} !on{next} /^```/{inside = ($0 == "```" kind); next} inside' README.md; }
-    ssh-keygen -q -A
-    install -d -m 700 /root/.ssh /run/sshd
-    ssh-keygen -q -t ed25519 -N '' -f /root/.ssh/id_ed25519
-    cp /root/.ssh/id_ed25519.pub /root/.ssh/authorized_keys
-    printf 'Host host\n HostName 127.0.0.1\n StrictHostKeyChecking no\n' >/root/.ssh/config
-    /usr/sbin/sshd
-    mkdir /root/checkout # what a clone has; a .venv and earlier results would fill the box
-    tar -C "$checkout" --exclude='./.?*' --exclude=./build --exclude=__pycache__ -cf - . | tar -C /root/checkout -xf -
-    cd /root/checkout
-    cp "$snapshot" snap.hxz
-    rm -f /etc/nginx/sites-enabled/*
-    part nginx >/etc/nginx/sites-enabled/snapshots
-    systemctl start user@0
-    export HOME=/root USER=root XDG_RUNTIME_DIR=/run/user/0
-    { echo 'set -ex; curl() { command curl -sSf "$@"; }'; part sh; } >/tmp/pasted.sh
-    [ "$(wc -l </tmp/pasted.sh)" -gt 40 ]
-    bash /tmp/pasted.sh
-    cmp first.sector <(head -c 512 "$raw")
-    [ "$(curl -sk -o /dev/null -w '%{http_code}' https://localhost/disk)" = 401 ]
-    curl -sSfk -u reader:secret https://localhost/disk | cmp - "$raw"
-    tag=$(curl -sSfI http://127.0.0.1:8083/disk | sed -n 's/^etag: "\(.*\)".*/\1/Ip')
-    for time in first again; do curl -sSf "http://127.0.0.1:8083/disk?v=$tag" | cmp - "$raw"; done
-    until [ "$(find /var/cache/nginx-slices -type f | wc -l)" = 9 ]; do sleep 0.05; done # mebibytes
-    curl -sSf --unix-socket /run/hexz-serve-snap.http.sock http://localhost/disk | cmp - "$raw"
-    systemctl stop hexz-serve-activated@snap hexz-serve-http@snap.socket hexz-serve-nbd@snap.socket
-    systemctl --user stop hexz-serve@snap
-    make uninstall
-    [ -z "$(find /usr/local -name '*hexz*')" ]
-}
-
 reads_credentials() {
     mkdir -m 700 -p /etc/credstore
     printf 'operator 0123456789abcdef0123\n' >/etc/credstore/hexz-serve.snap.tokens
@@ -207,5 +174,5 @@ reads_credentials() {
     curl -sf -H 'Authorization: Bearer 0123456789abcdef0123' http://127.0.0.1:8080/disk | cmp - "$raw"
 }
 
-[ "$scenario" = follows_the_readme ] || put_in_place
+put_in_place
 $scenario

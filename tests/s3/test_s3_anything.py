@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,7 @@ def test_answers(application: S3Application, method: str, path: str, query: list
         head = parse_head("\r\n".join(lines).encode("latin-1"))
     except RequestError:
         return
-    body = Body(None, Framing(0, False))  # type: ignore[arg-type]
+    body = Body(types.SimpleNamespace(look=None), Framing(0, False))  # type: ignore[arg-type]
     response = application.respond(Request(head, body, "peer", False, None))
     assert response.status < 500 or response.status == 501
     assert dict(response.headers)["x-amz-request-id"]
