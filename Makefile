@@ -1,48 +1,71 @@
-# Every target does its own set-up; nothing has to be installed first but Python with venv.
+# Every target does its own set-up; nothing has to be installed first but make, git and Python with venv.
 
 PYTHON ?= python3
+VENV ?= .venv
 PREFIX ?= /usr/local
 DESTDIR ?=
-VENV := .venv
-BIN := $(VENV)/bin
 JOBS ?= 3
+# "no": the tests do without programs and packages that are not there, and skip what needs them.
+PEERS ?=
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+# A .venv whose interpreter or pip is gone (a newer Python, an interrupted set-up) is made anew.
+ifneq ($(wildcard $(VENV)),)
+ifneq ($(shell $(BIN)/python -c 'import pip; print("works")' 2>/dev/null),works)
+$(shell rm -rf $(VENV))
+endif
+endif
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint venv bench check-load check-kernel check-s3 clean install uninstall
+.DELETE_ON_ERROR:
+.PHONY: help run test lint peers venv bench check-load check-kernel check-s3 check-newcomer clean install uninstall
 
 help: ## show this list
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
 
-$(VENV)/bin/python:
-	@$(PYTHON) -m venv $(VENV)
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 9))' || { echo "make: needs Python 3.9 or later: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "make: Python could not make $(VENV); on Debian: apt install python3-venv" >&2; exit 1; }
 
-$(VENV)/.runtime: pyproject.toml | $(VENV)/bin/python
-	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[crypto]'
+$(VENV)/.runtime: pyproject.toml | $(BIN)/python
+	@$(PIP) -e .
 	@touch $@
 
-$(VENV)/.test: pyproject.toml | $(VENV)/bin/python
-	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[crypto,test]'
+$(VENV)/.test: pyproject.toml | $(BIN)/python
+	@$(PIP) -e '.[crypto,test]'
 	@touch $@ $(VENV)/.runtime
 
-$(VENV)/.bench: $(VENV)/.test
-	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[bench]'
+$(VENV)/.lint: $(VENV)/.test
+	@$(PIP) -e '.[lint]'
 	@touch $@
 
-venv: $(VENV)/.test ## make .venv with the runtime, the extras and the test tools
+$(VENV)/.bench: $(VENV)/.test peers
+	@$(PIP) -e '.[bench]'
+	@touch $@
 
-run: $(VENV)/.runtime ## pack a sample image, serve it over HTTP and NBD on loopback, say how to read it
-	@exec $(BIN)/python tests/sample.py
+venv: $(VENV)/.test $(VENV)/.lint ## make .venv with the runtime, the extras and the test tools
 
-test: $(VENV)/.test ## run the tests
+run: $(VENV)/.runtime ## pack a sample image, serve it over HTTP and NBD on loopback, say how to read it (PORTS="--http-port N --nbd-port N")
+	@exec $(BIN)/python tests/sample.py $(PORTS)
+
+test: $(VENV)/.test ## run the tests; brings the programs that they talk to where it may (PEERS=no: does without)
+	@PYTHON=$(BIN)/python PEERS=$(PEERS) sh tests/bring_peers.sh
 	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal tests
 
-lint: $(VENV)/.test ## check style and types
-	@$(BIN)/ruff check --quiet hexz tests hexz_serve.py
-	@$(BIN)/ruff format --quiet --check hexz tests hexz_serve.py
-	@$(BIN)/mypy
+peers: $(VENV)/.test ## install the programs and packages that the tests talk to (asks for sudo's password)
+	@PYTHON=$(BIN)/python PEERS=yes sh tests/bring_peers.sh
+
+lint: $(VENV)/.lint ## check style and types
+	@$(BIN)/python -m ruff check --quiet hexz tests hexz_serve.py
+	@$(BIN)/python -m ruff format --quiet --check hexz tests hexz_serve.py
+	@$(BIN)/python -m mypy
 
 bench: $(VENV)/.bench ## compare with other servers side by side; tables, JSON and plots in build/bench
 	@$(BIN)/python -m tests.benchmarks
+
+check-newcomer: $(VENV)/.test ## both commands, the documents' examples and the installed service on a bare Debian (root, 10 minutes)
+	@$(BIN)/python -m tests.newcomer
 
 check-load: $(VENV)/.test ## 2,250 HTTP connections at once, good and bad: what the good ones wait, and the memory (80 s)
 	@$(BIN)/python -m tests.http.load
@@ -53,29 +76,51 @@ check-s3: $(VENV)/.test ## the reading part of a public S3 test suite, fetched f
 check-kernel: $(VENV)/.test ## boot a throw-away Linux guest whose kernel attaches, compares and mounts NBD exports (30 s)
 	@$(BIN)/python -m tests.kernel.check
 
+# --- installing: for the system's own python3; a PREFIX in your home needs no root and brings the unit for one user
+
 LIBDIR = $(PREFIX)/lib/hexz-serve
 DOCDIR = $(PREFIX)/share/doc/hexz-serve
-UNITDIR ?= $(PREFIX)/lib/systemd
+MANDIR = $(PREFIX)/share/man
 SYSTEM_PYTHON ?= /usr/bin/python3
-UNITS = hexz-serve@.service hexz-serve-activated@.service hexz-serve-http@.socket hexz-serve-nbd@.socket
-FILL = sed -e 's|@PYTHON@|$(SYSTEM_PYTHON)|' -e 's|@LIBDIR@|$(LIBDIR)|' -e 's|@DOCDIR@|$(DOCDIR)|'
+# systemd does not look for a user's units in ~/.local/lib.
+OWN := $(if $(filter $(HOME)/%,$(abspath $(PREFIX))),$(if $(DESTDIR),,yes))
+UNITDIR ?= $(PREFIX)/$(if $(OWN),share,lib)/systemd
+UNITS = $(if $(OWN),,hexz-serve@.service hexz-serve-activated@.service hexz-serve-http@.socket hexz-serve-nbd@.socket)
+MANUALS = hexz-serve.8 hexz-serve.conf.5 hexz.1
+FILL = sed -e 's|@PYTHON@|$(SYSTEM_PYTHON)|' -e 's|@LIBDIR@|$(abspath $(LIBDIR))|' -e 's|@DOCDIR@|$(abspath $(DOCDIR))|'
+MANAGER = $(if $(OWN),systemctl --user,systemctl)
+HAS_MANAGER = [ -z "$(DESTDIR)" ] && $(MANAGER) show-environment >/dev/null 2>&1
 
-install: ## install for the system's python3 (PREFIX=/usr/local, DESTDIR for packages)
-	@install -d $(DESTDIR)$(LIBDIR) $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(DOCDIR) $(DESTDIR)$(UNITDIR)/system $(DESTDIR)$(UNITDIR)/user
+install: ## install for the system's python3 (PREFIX=/usr/local; PREFIX=~/.local for yourself; DESTDIR for packages)
+	@[ -n "$(DESTDIR)" ] || $(SYSTEM_PYTHON) -I -c 'import sys, lz4.block, zstandard; sys.exit(sys.version_info < (3, 9))' 2>/dev/null || { \
+	    echo "make: $(SYSTEM_PYTHON) needs to be 3.9 or later and to have lz4 and zstandard: apt install python3-lz4 python3-zstandard, or SYSTEM_PYTHON=" >&2; exit 1; }
+	@install -d $(DESTDIR)$(LIBDIR) 2>/dev/null && [ -w "$(DESTDIR)$(LIBDIR)" ] || { \
+	    echo "make: $(DESTDIR)$(LIBDIR) cannot be written: sudo make install, or for yourself make install PREFIX=~/.local" >&2; exit 1; }
+	@install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(DOCDIR) $(DESTDIR)$(UNITDIR)/system $(DESTDIR)$(UNITDIR)/user $(DESTDIR)$(LIBDIR)/systemd/user
 	@install -m 644 hexz_serve.py $(DESTDIR)$(LIBDIR)/
 	@for file in $$(find hexz -name '*.py' -o -name py.typed); do install -D -m 644 $$file $(DESTDIR)$(LIBDIR)/$$file; done
-	@printf '#!/bin/sh\nexec $(SYSTEM_PYTHON) -I $(LIBDIR)/hexz_serve.py "$$@"\n' > $(DESTDIR)$(PREFIX)/bin/hexz-serve
-	@printf '#!/bin/sh\nPYTHONPATH=$(LIBDIR) exec $(SYSTEM_PYTHON) -m hexz "$$@"\n' > $(DESTDIR)$(PREFIX)/bin/hexz
+	@for file in systemd/*.service systemd/*.socket systemd/user/*.service; do install -m 644 $$file $(DESTDIR)$(LIBDIR)/$$file; done
+	@printf '#!/bin/sh\nexec $(SYSTEM_PYTHON) -I $(abspath $(LIBDIR))/hexz_serve.py "$$@"\n' > $(DESTDIR)$(PREFIX)/bin/hexz-serve
+	@printf '#!/bin/sh\nexec $(SYSTEM_PYTHON) -I $(abspath $(LIBDIR))/hexz/__main__.py "$$@"\n' > $(DESTDIR)$(PREFIX)/bin/hexz
 	@chmod 755 $(DESTDIR)$(PREFIX)/bin/hexz-serve $(DESTDIR)$(PREFIX)/bin/hexz
 	@install -m 644 README.md LICENSE systemd/example.conf $(DESTDIR)$(DOCDIR)/
+	@for page in $(MANUALS); do install -D -m 644 systemd/man/$$page $(DESTDIR)$(MANDIR)/man$${page##*.}/$$page; done
 	@for unit in $(UNITS); do $(FILL) systemd/$$unit > $(DESTDIR)$(UNITDIR)/system/$$unit; done
 	@$(FILL) systemd/user/hexz-serve@.service > $(DESTDIR)$(UNITDIR)/user/hexz-serve@.service
+	@[ -z "$(OWN)" ] || rmdir $(UNITDIR)/system
+	@if $(HAS_MANAGER); then $(MANAGER) daemon-reload; fi
+	@[ -n "$(DESTDIR)" ] || case ":$$PATH:" in *:$(abspath $(PREFIX))/bin:*) ;; *) echo "make: $(abspath $(PREFIX))/bin is not in PATH" >&2 ;; esac
 
-uninstall: ## remove what install put there
+uninstall: ## remove what install put there; says first what still runs or is enabled
+	@if $(HAS_MANAGER); then \
+	    units=$$({ $(MANAGER) list-units --plain --no-legend 'hexz-serve*@*'; $(MANAGER) list-unit-files --state=enabled --no-legend 'hexz-serve*@?*'; } | awk '{ print $$1 }' | sort -u); \
+	    [ -z "$$units" ] || { echo "make: still there: $(MANAGER) disable --now" $$units "- then again" >&2; exit 1; }; fi
 	@rm -rf $(DESTDIR)$(LIBDIR) $(DESTDIR)$(DOCDIR)
 	@rm -f $(DESTDIR)$(PREFIX)/bin/hexz-serve $(DESTDIR)$(PREFIX)/bin/hexz
+	@for page in $(MANUALS); do rm -f $(DESTDIR)$(MANDIR)/man$${page##*.}/$$page; done
 	@for unit in $(UNITS); do rm -f $(DESTDIR)$(UNITDIR)/system/$$unit; done
 	@rm -f $(DESTDIR)$(UNITDIR)/user/hexz-serve@.service
+	@if $(HAS_MANAGER); then $(MANAGER) daemon-reload; fi
 
 clean: ## remove what the targets made
 	@rm -rf $(VENV) build .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

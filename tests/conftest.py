@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from tests import samples
+from tests.peers import MISSING
 
 settings.register_profile(
     "tests", deadline=None, max_examples=60, derandomize=True, suppress_health_check=list(HealthCheck)
@@ -16,6 +17,7 @@ settings.register_profile(
 settings.register_profile("deep", deadline=None, max_examples=2000, suppress_health_check=list(HealthCheck))
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "tests"))
 
+WITHOUT_PEERS: pytest.StashKey[int] = pytest.StashKey()
 CORPUS = Path(__file__).parent / "corpus"
 
 
@@ -43,3 +45,17 @@ def snapshot_file(tmp_path_factory: pytest.TempPathFactory, disk_image: Path, me
     path = tmp_path_factory.mktemp("packed") / "snap.hxz"
     pack(str(disk_image), str(path), memory=str(memory_image))
     return path
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Count what was skipped for want of a peer."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    config.stash[WITHOUT_PEERS] = sum(MISSING in str(report.longrepr) for report in skipped)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Say in the last line of all what would run the skipped tests."""
+    count = config.stash.get(WITHOUT_PEERS, 0)
+    if count:
+        print(f"{count} tests were skipped for want of the programs that they talk to: `make peers` installs them")

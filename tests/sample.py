@@ -15,7 +15,7 @@ from tests import samples  # noqa: E402
 
 FOLDER = ROOT / "build" / "sample"
 TOUR = """
-Read it back, from another shell:
+Read it back, from another shell (apt install curl xxd libnbd-bin qemu-utils):
 
   curl -s {http}info
   curl -s -r 0-15 {http}disk | xxd
@@ -26,6 +26,8 @@ Read it back, from another shell:
 
 Ctrl-C stops it.
 """
+PORT_TAKEN = 69
+"""The daemon's exit status when it cannot listen."""
 
 
 def main() -> int:
@@ -49,7 +51,10 @@ def main() -> int:
                 if len(urls) == 2:
                     print(TOUR.format(http=urls["http"], nbd=f"{urls['nbd']}sample", raw=raw), flush=True)
                     urls.clear()
-            return daemon.wait()
+            status = daemon.wait()
+            if status == PORT_TAKEN:
+                print('on free ports: make run PORTS="--http-port 0 --nbd-port 0"', file=sys.stderr)
+            return status
         except KeyboardInterrupt:
             daemon.wait()
             return 0

@@ -603,7 +603,6 @@ def test_a_family_has_one_budget_of_key_rounds(tmp_path: Path, monkeypatch: pyte
 
 
 def test_blocks_moved_within_an_encrypted_file_are_refused(tmp_path: Path) -> None:
-    pytest.importorskip("cryptography")
     craft = Craft()
     craft.encrypt(b"secret")
     craft.data(b"a" * 100)

@@ -90,7 +90,8 @@ world() {
 
 devices() {
     mount -t tmpfs -o mode=755 tmpfs "$root/dev"
-    for device in null zero full random urandom tty; do
+    for device in null zero full random urandom tty fuse; do
+        [ -e "/dev/$device" ] || continue
         : >"$root/dev/$device"
         mount --bind "/dev/$device" "$root/dev/$device"
     done

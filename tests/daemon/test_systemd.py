@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 from pathlib import Path
 
 import pytest
 
-from tests.peers import ROOT, missing, need, run
+from tests.peers import ROOT, can_boot, missing, need, run
 
 HERE = Path(__file__).parent
 HELPERS = {"put_in_place", "explain", "loaded"}
@@ -50,15 +48,6 @@ def test_exposure(units: Path, unit: str) -> None:
     found = re.search(r"exposure level for \S+: ([0-9.]+)", done.stdout)
     assert found is not None, done.stdout + done.stderr
     assert float(found[1]) <= EXPOSURE[unit]
-
-
-def can_boot() -> str:
-    """Why no systemd can be booted here, empty when it can."""
-    if os.geteuid():
-        return "root"
-    if not Path("/sys/fs/cgroup").exists() or not shutil.which("unshare"):
-        return "unshare and cgroups"
-    return "" if "overlay" in Path("/proc/filesystems").read_text() else "overlayfs"
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)

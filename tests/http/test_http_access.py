@@ -178,42 +178,6 @@ def test_a_client_that_reads_too_much(snapshot_file: Path, clock: Clock, disk: b
         assert client.ask("GET", "/disk", RANGED).status == 206
 
 
-def test_a_network_of_ipv6_is_one_client(clock: Clock) -> None:
-    """RFC 6177: a /64 is the least that a customer has.  An IPv4 address in IPv6 clothes is that address."""
-    gate = Gate(None, RateLimit(5, 0))
-
-    def admitted(*peers: str) -> int:
-        return sum(gate.charge(peer) is None for peer in peers for _ in range(3))
-
-    assert admitted(*(f"2001:db8::{number:x}:5000" for number in range(20))) == 5
-    assert admitted("2001:db8:0:1::1:5000") == 3
-    assert admitted(*(f"192.0.2.1:{port}" for port in range(20))) == 5
-    assert admitted("::ffff:192.0.2.1:5000") == 0
-    assert admitted("192.0.2.2:1", "unix") == 6
-
-
-def test_what_is_refused_is_counted_too(snapshot_file: Path, token_file: Path, clock: Clock) -> None:
-    """What is malformed, what has no token, by another name, of another origin, and what browsers ask beforehand."""
-    asked = [
-        request("GET", "/disk"),
-        b"GET /disk HTTP/1.1\r\nbad header\r\n\r\n",
-        b"rubbish\r\n\r\n",
-        request("POST", "/disk", {"Origin": "http://evil.example"}),
-        request("OPTIONS", "/disk", {"Access-Control-Request-Method": "GET"}),
-    ]
-    usual = [401, 400, 400, 403, 204]
-    gate = Gate(Tokens(str(token_file)), RateLimit(4, 0))
-    with serving({"snap": snapshot_file}, gate=gate, cors="*") as server:
-        for data, status in zip(asked, usual):
-            clock.now += 1
-            statuses = []
-            for _ in range(6):
-                with server.client() as client:
-                    client.send(data)
-                    statuses.append(client.receive().status)
-            assert statuses == [status] * 4 + [429] * 2
-
-
 def test_limits_hold_on_the_fast_path(snapshot_file: Path, clock: Clock) -> None:
     """Requests that differ in their range alone are counted like all others, and so are their bytes."""
     with serving({"snap": snapshot_file}, gate=Gate(None, RateLimit(20, 0))) as server, server.client() as client:

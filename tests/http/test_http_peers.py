@@ -18,7 +18,7 @@ import requests
 
 from tests import samples
 from tests.conftest import CORPUS
-from tests.peers import ROOT, Server, listens, need, run
+from tests.peers import ROOT, Server, listens, need, need_module, run
 from tests.s3.serving import write_archive
 
 
@@ -173,8 +173,8 @@ def test_requests(daemon: Server, disk: bytes) -> None:
 
 
 def test_fsspec(daemon: Server, disk: bytes) -> None:
-    pytest.importorskip("aiohttp", reason="needs the package aiohttp")
-    fsspec = pytest.importorskip("fsspec", reason="needs the package fsspec")
+    need_module("aiohttp")
+    fsspec = need_module("fsspec")
     system = fsspec.filesystem("http", skip_instance_cache=True)
     url = f"{daemon.http}/disk"
     assert system.info(url)["size"] == len(disk)
@@ -218,8 +218,7 @@ def test_nginx_caches_slices(snapshot_file: Path, disk: bytes, tmp_path: Path) -
     folder.mkdir()
     front = folder / "front"
     archive = write_archive(tmp_path / "names.hxz", {"empty": b"", "text": b"a few words"})
-    # nginx asks for the name of its upstream.
-    with Server(snapshot_file, archive, "--http-port", 0, "--host-name", "snapshots") as server:
+    with Server(snapshot_file, archive, "--http-port", 0) as server:
         (folder / "conf").write_text(NGINX.format(folder=folder, upstream=server.http.rpartition("/")[2]))
         user = ("-g", "user root;") if os.getuid() == 0 else ()
         proxy = subprocess.Popen([nginx, "-p", folder, "-e", folder / "errors", "-c", folder / "conf", *user])
@@ -265,7 +264,7 @@ ROUTES = [
 
 
 def test_redbot_finds_nothing_wrong(snapshot_file: Path) -> None:
-    pytest.importorskip("redbot", reason="needs the package redbot")
+    need_module("redbot")
     with Server(snapshot_file, f"dir={CORPUS / '0.8.0-zstd-dir.hxz'}", "--http-port", 0) as server:
         etag = requests.head(f"{server.http}/disk", timeout=60).headers["ETag"].strip('"')
         urls = [server.http + route.format(etag=etag) for route in ROUTES]

@@ -12,9 +12,9 @@ import pytest
 from hexz.tools.pack import pack
 from tests import samples
 from tests.images.house import House, qcow2_with_bitmap, qemu_nbd, same
-from tests.peers import need, run
+from tests.peers import need, need_module, run
 
-client = pytest.importorskip("ovirt_imageio.client", reason="needs the package ovirt-imageio")
+client = need_module("ovirt_imageio.client")
 
 SIZE = (6 << 20) + 8192
 CLUSTER = 65536
@@ -169,7 +169,7 @@ def test_the_example_checker_of_a_copy_finds_damage(tmp_path: Path, folder: Path
     damaged[777] ^= 1
     (tmp_path / "damaged.raw").write_bytes(damaged)
     answer = subprocess.run(
-        ["qemu-img", "compare", "-f", "raw", "-F", "raw", str(folder / "new.raw"), str(tmp_path / "damaged.raw")],
+        [need("qemu-img"), "compare", "-f", "raw", "-F", "raw", str(folder / "new.raw"), str(tmp_path / "damaged.raw")],
         capture_output=True,
         check=False,
     )

@@ -14,17 +14,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import boto3
-import botocore.auth
 import pytest
-from botocore import UNSIGNED
-from botocore.config import Config
-from botocore.exceptions import ClientError
 
 from hexz.errors import ConfigError
 from hexz.servers.s3.access import KeyFile
 from tests.conftest import CORPUS
-from tests.peers import ROOT, Server, need, run
+from tests.peers import ROOT, Server, need, need_module, run
 from tests.s3.serving import (
     ACCESS_KEY,
     LIMITED_KEY,
@@ -35,6 +30,12 @@ from tests.s3.serving import (
     serving_s3,
     write_keys,
 )
+
+boto3 = need_module("boto3")
+UNSIGNED = need_module("botocore").UNSIGNED
+signing = need_module("botocore.auth")
+Config = need_module("botocore.config").Config
+ClientError = need_module("botocore.exceptions").ClientError
 
 
 def client_for(url: str, access_key: str = ACCESS_KEY, secret: str = SECRET, **options: Any) -> Any:
@@ -79,7 +80,7 @@ def test_keys_and_their_rights(endpoint: Endpoint) -> None:
     assert refusal(lambda: wrong.list_buckets()) == (403, "SignatureDoesNotMatch")
     assert refusal(lambda: wrong.head_bucket(Bucket="snap")) == (403, "403")
     unsigned = boto3.client(
-        "s3", endpoint_url=endpoint.url, region_name=REGION, config=Config(signature_version=botocore.UNSIGNED)
+        "s3", endpoint_url=endpoint.url, region_name=REGION, config=Config(signature_version=UNSIGNED)
     )
     assert refusal(lambda: unsigned.list_objects_v2(Bucket="snap")) == (403, "AccessDenied")
     elsewhere = client_for(endpoint.url, region="eu-central-1")
@@ -94,7 +95,7 @@ def test_clocks(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch, minutes: in
         now = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(minutes=minutes)
         return now.replace(tzinfo=None) if remove_tzinfo else now
 
-    monkeypatch.setattr(botocore.auth, "get_current_datetime", shifted)
+    monkeypatch.setattr(signing, "get_current_datetime", shifted)
     client = client_for(endpoint.url)
     if answer:
         assert refusal(lambda: client.list_buckets()) == (403, answer)

@@ -6,13 +6,15 @@ import io
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
-from botocore.config import Config
 
 from hexz.protocol.s3.keys import bucket_of
 from tests.conftest import CORPUS
+from tests.peers import need_module
 from tests.s3.serving import ACCESS_KEY, REGION, SECRET, Endpoint
+
+boto3 = need_module("boto3")
+Config = need_module("botocore.config").Config
 
 
 def client_for(endpoint: Endpoint, access_key: str = ACCESS_KEY, secret: str = SECRET, **config: Any) -> Any:
@@ -45,11 +47,11 @@ def test_lists_buckets_and_objects(client: Any, disk: bytes, snapshot_file: Path
 
 
 def test_downloads_in_parts(client: Any, disk: bytes, snapshot_file: Path) -> None:
-    from boto3.s3.transfer import TransferConfig
-
     for key, data in {"disk": disk, "snap.hxz": snapshot_file.read_bytes()}.items():
         sink = io.BytesIO()
-        config = TransferConfig(multipart_threshold=1 << 20, multipart_chunksize=1 << 20)
+        config = need_module("boto3.s3.transfer").TransferConfig(
+            multipart_threshold=1 << 20, multipart_chunksize=1 << 20
+        )
         client.download_fileobj("snap", key, sink, Config=config)
         assert sink.getvalue() == data
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import hashlib
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.peers import need
+from tests.peers import need, need_module, need_rclone
 from tests.s3.serving import ACCESS_KEY, REGION, SECRET, Endpoint
 from tests.test_wheels import SPANS, call
 
@@ -51,7 +50,7 @@ def test_awscli(endpoint: Endpoint, disk: bytes, snapshot_file: Path, tmp_path: 
 
 
 def test_rclone(endpoint: Endpoint, disk: bytes, tmp_path: Path) -> None:
-    program = Path(sys.executable).with_name("rclone")
+    program = need_rclone()
     (tmp_path / "rclone.conf").write_text(
         f"[s]\ntype = s3\nprovider = Other\nendpoint = {endpoint.url}\nenv_auth = true\nregion = {REGION}\n"
     )
@@ -81,7 +80,7 @@ def test_s3cmd(endpoint: Endpoint, disk: bytes, tmp_path: Path) -> None:
 
 
 def test_s3fs(endpoint: Endpoint, disk: bytes, tmp_path: Path) -> None:
-    import s3fs
+    s3fs = need_module("s3fs")
 
     files = s3fs.S3FileSystem(
         key=ACCESS_KEY, secret=SECRET, client_kwargs={"endpoint_url": endpoint.url, "region_name": REGION}
@@ -101,9 +100,9 @@ def test_s3fs(endpoint: Endpoint, disk: bytes, tmp_path: Path) -> None:
 
 
 def test_minio(endpoint: Endpoint, disk: bytes, tmp_path: Path) -> None:
-    from minio import Minio
-
-    client = Minio(f"127.0.0.1:{endpoint.port}", access_key=ACCESS_KEY, secret_key=SECRET, secure=False)
+    client = need_module("minio").Minio(
+        f"127.0.0.1:{endpoint.port}", access_key=ACCESS_KEY, secret_key=SECRET, secure=False
+    )
     assert client.bucket_exists("snap")
     assert not client.bucket_exists("nothing")
     assert [item.object_name for item in client.list_objects("snap")] == ["disk", "info.json", "memory", "snap.hxz"]
@@ -118,7 +117,7 @@ def test_minio(endpoint: Endpoint, disk: bytes, tmp_path: Path) -> None:
 
 
 def test_pyarrow(endpoint: Endpoint, disk: bytes) -> None:
-    from pyarrow import fs
+    fs = need_module("pyarrow.fs")
 
     files = fs.S3FileSystem(
         access_key=ACCESS_KEY,
@@ -139,10 +138,8 @@ def test_pyarrow(endpoint: Endpoint, disk: bytes) -> None:
 
 
 def test_obstore(endpoint: Endpoint, disk: bytes) -> None:
-    import obstore
-    from obstore.store import S3Store
-
-    store = S3Store(
+    obstore = need_module("obstore")
+    store = need_module("obstore.store").S3Store(
         "snap",
         endpoint=endpoint.url,
         access_key_id=ACCESS_KEY,
