@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import logging
 import os
+import resource
 import socket
 from collections.abc import Iterator
 from functools import partial
@@ -33,6 +36,10 @@ if TYPE_CHECKING:
 
 __all__ = ["assemble", "describe_listeners", "open_catalog"]
 
+log = logging.getLogger("hexz")
+
+RESERVED_DESCRIPTORS = 64
+"""Descriptors that connections leave to the control socket, snapshots to be opened, logs, and what reads need."""
 HTTP_ALPN = ("http/1.1",)
 """What HTTP and S3 speak under TLS (RFC 9112): whoever would rather have HTTP/2 then falls back cleanly."""
 
@@ -60,10 +67,12 @@ def assemble(
 
     Raises: ListenError, ConfigError.
     """
+    _raise_descriptors()
     front = Front()
     running = Running(front, catalog, notifier, partial(find_sources, settings.snapshots))
     options = settings.options
     access = access_of(options)
+    most = _fit_connections(options.max_connections, len(passed) or sum(map(len, settings.listen.values())))
     services: dict[str, Service] = {}
 
     def service(protocol: str) -> Service:
@@ -74,7 +83,7 @@ def assemble(
     def listener_on(protocol: str, sock: socket.socket, own_path: str | None, inode: int) -> Listener:
         place = place_of(sock, own_path)
         grant = access.grant(protocol, place)
-        listener = Listener(sock, service(protocol), options.max_connections, own_path, inode=inode, grant=grant)
+        listener = Listener(sock, service(protocol), most, own_path, inode=inode, grant=grant)
         for line in access.warnings(listener.url, protocol, place):
             running.warn(line)
         return listener
@@ -129,6 +138,31 @@ def _place_at(address: Address) -> Place:
     if isinstance(address, TcpAddress):
         return tcp_place(address.host, f"--bind {address.host}")
     return Place(Reach.SOCKET, address.path)
+
+
+def _raise_descriptors() -> None:
+    """Use as many descriptors as the system lets this process have, rather than as few as it begins with."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(ValueError, OSError):  # more than the kernel's own limit: the old one stays
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _fit_connections(wanted: int, listeners: int) -> int:
+    """How many connections a listener may have, so that `RESERVED_DESCRIPTORS` are left for everything else."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if limit == resource.RLIM_INFINITY:
+        return wanted
+    used = len(os.listdir("/proc/self/fd"))
+    most = max((limit - used - RESERVED_DESCRIPTORS) // max(listeners, 1), 1)
+    if most < wanted:
+        log.warning(
+            "--max-connections %d: %d for each listener, because this process may have %d descriptors",
+            wanted,
+            most,
+            limit,
+        )
+    return min(wanted, most)
 
 
 def _listeners(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import threading
 import time
 import weakref
@@ -176,6 +177,8 @@ class Catalog:
     def __init__(self, context: OpenContext) -> None:
         self.context = context
         self.default: str | None = None
+        self.stale = 0
+        """How many snapshots are served whose directory was missing at the last `sync`."""
         context.metrics.default = lambda: self.default
         self._published: dict[str, _Published] = {}  # replaced as entries under _lock; read without it
         self._reserved: set[str] = set()  # names being opened; guarded by _lock
@@ -329,10 +332,12 @@ class Catalog:
     def sync(self, find_sources: Callable[[], list[tuple[str, str]]]) -> SyncResult:
         """Make the catalog hold just the (name, path) pairs that `find_sources` gives.
 
+        What lies in a directory that is not there stays: a disk that is not mounted takes nothing away.
         What cannot be opened is reported, logged, and leaves the old state of its name.
         Raises: what `find_sources` raises, and then nothing changed.
         """
         result = SyncResult([], [], [], [])
+        missing: dict[str, list[str]] = {}
         sources = dict(find_sources())
         for name, path in sources.items():
             try:
@@ -342,9 +347,16 @@ class Catalog:
                 log.warning("not reloaded: %s", error)
         for one in self.served():
             if one.name not in sources and not one.mounted:
+                folder = os.path.dirname(os.path.abspath(one.path))
+                if not os.path.isdir(folder):
+                    missing.setdefault(folder, []).append(one.name)
+                    continue
                 with contextlib.suppress(NoSuchSnapshot):  # somebody else was faster
                     self.remove(one.name)
                     result.removed.append(one.name)
+        for folder, names in missing.items():
+            log.warning("%s: this directory is missing: its %d snapshots stay as they are", folder, len(names))
+        self.stale = sum(map(len, missing.values()))
         return result
 
     def _sync_one(self, name: str, path: str, result: SyncResult) -> None:

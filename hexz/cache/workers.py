@@ -28,20 +28,25 @@ class Workers:
         """Queue `task`, which must not raise; False when there is no thread or no room for it."""
         if not self.count or self._tasks.qsize() >= MAX_QUEUED:
             return False
-        if not self._started:
-            self._start()
+        if not self._started and not self._start():
+            return False
         self._tasks.put(task)
         return True
 
-    def _start(self) -> None:
+    def _start(self) -> bool:
+        """Start the threads; False when the system has none to give, and then a later task tries again."""
         with self._lock:
             if self._started:
-                return
-            for number in range(self.count):
+                return True
+            for number in range(len(self._threads), self.count):
                 thread = threading.Thread(target=self._run, name=f"decode-{number}", daemon=True)
-                thread.start()
+                try:
+                    thread.start()
+                except RuntimeError:  # the system is out of threads: those that there are do the work
+                    break
                 self._threads.append(thread)
-            self._started = True
+            self._started = len(self._threads) == self.count
+            return bool(self._threads)
 
     def help(self) -> bool:
         """Do one queued task in this thread; False when there is none."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import ipaddress
 import logging
 import os
 import select
@@ -25,6 +26,13 @@ __all__ = ["DEFAULT_MAX_CONNECTIONS", "Connection", "Give", "Listener", "Service
 log = logging.getLogger("hexz.servers")
 
 DEFAULT_MAX_CONNECTIONS = 4096
+SHARE = 4
+"""One client address may have a fourth of a listener's places; of IPv6 a /64 counts as one.
+
+Not so loopback addresses and unix sockets: a proxy or a tunnel on this host is everybody.
+"""
+MAX_LEAVING = 64
+"""Connections that were told to go for newcomers and have not ended yet, beyond the limit."""
 ACCEPTS_AT_ONCE = 64
 FIRST_WORD_S = 5.0
 """How long after its arrival a connection that has asked for nothing is spared by `Front.drain`."""
@@ -105,11 +113,18 @@ class Connection:
         self.adopted = False  # it came from another process, with which it may have spoken
         self._ending = False  # set once
         self._ending_since = 0.0
+        self.idle_since: float | None = None  # while nothing is due and it waits for the peer, monotonic seconds
+        self.client = client_of(peer)
 
     @property
     def draining(self) -> bool:
         """The daemon is stopping, or what is read here was taken away: finish what runs, take nothing new."""
         return self._ending or self.listener.draining
+
+    @property
+    def leaving(self) -> bool:
+        """This one connection is to end, whatever the others do."""
+        return self._ending
 
     def last_call(self, patience_s: float) -> float:
         """Of a connection that drains: for how many seconds more a request may come that was on its way already.
@@ -147,24 +162,40 @@ class Connection:
         poll.register(self.sock, select.POLLIN)
         if self.listener.summons is not None and not self.draining:
             poll.register(self.listener.summons, select.POLLIN)
-        return bool(poll.poll(None if seconds is None else max(seconds, 0) * 1000))
+        self.idle_since = time.monotonic()
+        ready = bool(poll.poll(None if seconds is None else max(seconds, 0) * 1000))
+        self.idle_since = None
+        return ready
 
     def give(self, state: dict[str, Any], received: bytes) -> bool:
         """Give the connection to the successor; afterwards the caller only returns."""
         give = self.listener.give
         return give is not None and give(self, state, received)
 
-    def hang_up_idle(self) -> None:
+    def hang_up_idle(self, at_once: bool = False) -> None:
         """Let a receive that waits see the end of the stream; what is being sent goes on.
 
         Not yet where the peer has only just come: its first request is on the way, and it would
         take the end for a refused connection.  `Front.drain` comes back to it.
         """
-        if not self.spoken and time.monotonic() - self.since < FIRST_WORD_S:
+        if not at_once and not self.spoken and time.monotonic() - self.since < FIRST_WORD_S:
             return
         with contextlib.suppress(OSError):  # the peer was faster
             # Not the method of an SSLSocket: that would have the rest of the replies sent in the clear.
             socket.socket.shutdown(self.sock, socket.SHUT_RD)
+
+
+def client_of(peer: str) -> str | None:
+    """What counts as one client in the share of places: an IPv4 address, a /64 of IPv6; None for this host."""
+    try:
+        address = ipaddress.ip_address(peer.rpartition(":")[0].partition("%")[0])
+    except ValueError:  # a unix socket
+        return None
+    if isinstance(address, ipaddress.IPv6Address):
+        if address.ipv4_mapped is None:
+            return None if address.is_loopback else str(ipaddress.ip_network((int(address) >> 64 << 64, 64)))
+        address = address.ipv4_mapped
+    return None if address.is_loopback else str(address)
 
 
 class Listener:
@@ -201,6 +232,9 @@ class Listener:
         self.connections: set[Connection] = set()  # guarded by _lock
         self.summons: Summons | None = None  # set when a front takes the listener
         self.give: Give | None = None  # set before the summons is called
+        self.waiting: Connection | None = (
+            None  # accepted, and there was no thread for it; for the accepting thread only
+        )
         self._lock = threading.Lock()
         self.own_path = own_path
         self.inode = inode or (os.lstat(own_path).st_ino if own_path else 0)
@@ -217,6 +251,9 @@ class Listener:
     def accept(self, most: int = ACCEPTS_AT_ONCE) -> None:
         """Take the connections that wait, each into a thread.  Raises: OSError when resources are exhausted."""
         for _ in range(most):
+            waiting, self.waiting = self.waiting, None
+            if waiting is not None:
+                self._start(waiting, self.service.serve)
             try:
                 sock, where = self.sock.accept()
             except (BlockingIOError, InterruptedError):
@@ -236,19 +273,43 @@ class Listener:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         connection = Connection(sock, self, peer)
-        with self._lock:
-            full = len(self.connections) >= self.max_connections
-            if not full:
-                self.connections.add(connection)
-        if full:
+        if not self._admit(connection):
             self.refused += 1
-            log.warning("%s: %s refused: %d connections are the limit", self.url, peer, self.max_connections)
+            log.warning(
+                "%s: %s refused: %d connections are the limit, a quarter of them for one address",
+                self.url, peer, self.max_connections,
+            )  # fmt: skip
             with sock, contextlib.suppress(OSError):  # it was to be closed anyway
                 sock.setblocking(False)
                 self.service.refuse(connection)
             return
         self.accepted += 1
         self._start(connection, self.service.serve)
+
+    def _admit(self, connection: Connection) -> bool:
+        """Find a place for a newcomer: where there is none, whoever has been idle for longest has to go."""
+        with self._lock:
+            staying = [one for one in self.connections if not one.leaving] if self._crowded(connection) else []
+            rivals = [one for one in staying if one.client == connection.client] if connection.client else []
+            crowd = rivals if len(rivals) >= max(self.max_connections // SHARE, 1) else staying
+            if crowd is rivals or len(staying) >= self.max_connections:
+                idle = [(one.idle_since, id(one), one) for one in crowd if one.idle_since is not None]
+                if not idle or len(self.connections) >= self.max_connections + MAX_LEAVING:
+                    return False
+                gone = min(idle)[2]
+                gone.end_after_answer()
+            else:
+                gone = None
+            self.connections.add(connection)
+        if gone is not None:
+            log.info("%s: %s goes, idle for longest: somebody else needs its place", self.url, gone.peer)
+            gone.hang_up_idle(at_once=True)
+        return True
+
+    def _crowded(self, connection: Connection) -> bool:
+        """Called with the lock: there may be no place.  Nobody is counted as long as there are plenty."""
+        least = max(self.max_connections // SHARE, 1) if connection.client else self.max_connections
+        return len(self.connections) >= least
 
     def adopt(self, sock: socket.socket, peer: str, state: dict[str, Any], received: bytes) -> None:
         """Serve a connection that came from another process.  Raises: OSError when resources are exhausted."""
@@ -264,7 +325,10 @@ class Listener:
         try:
             threading.Thread(target=self._run, args=(connection, serve), name=name, daemon=True).start()
         except RuntimeError:  # the system is out of threads
-            self._forget(connection)
+            if serve == self.service.serve and not self.draining:
+                self.waiting = connection  # and those behind it wait in the kernel's queue: none is reset
+            else:
+                self._forget(connection)
             raise OSError(errno.ENOMEM, "no thread for the connection") from None
 
     def _run(self, connection: Connection, serve: Callable[[Connection], None]) -> None:

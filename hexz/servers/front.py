@@ -100,6 +100,10 @@ class Front:
                         log.error("%s: cannot accept: %s; going on as resources come back", key.data.url, error)
                     exhausted = True
                     time.sleep(EXHAUSTED_PAUSE_S)
+            for listener in self.listeners:
+                if listener.waiting is not None:
+                    with contextlib.suppress(OSError):  # still no thread for it: the next round tries again
+                        listener.accept()
             while self._calls:
                 self._calls.popleft()()
             tick()

@@ -129,3 +129,39 @@ def test_the_log_folder_is_removed(tmp_path: Path, snapshot_file: Path) -> None:
     os.close(held)
     assert requests.get(f"{url}disk", timeout=30).status_code == 200
     run(*command, "--stop", "--pid-file", tmp_path / "pid")
+
+
+def test_a_directory_that_is_missing_takes_nothing_away(tmp_path: Path) -> None:
+    """As when its disk is not mounted while the arguments are read again."""
+    image = samples.image(1 << 20, seed=12)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    packed(folder, "inside", image)
+    with Server("--http-port", 0, folder) as server:
+        folder.rename(tmp_path / "aside")
+        os.kill(server.process.pid, signal.SIGHUP)
+        wait_until(lambda: "reloaded: 1 snapshots" in server.stderr())
+        assert "this directory is missing: its 1 snapshots stay as they are" in server.stderr()
+        assert requests.get(f"{server.http}/disk", timeout=30).content == image
+        assert requests.get(f"{server.http}/readyz", timeout=30).json()["stale"] == 1
+        (tmp_path / "aside").rename(folder)
+        os.kill(server.process.pid, signal.SIGHUP)
+        wait_until(lambda: "stale" not in requests.get(f"{server.http}/readyz", timeout=30).json())
+
+
+def test_few_descriptors_are_raised_and_connections_fitted_to_them(snapshot_file: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    limits = "ulimit -S -n 100 && ulimit -H -n 200"
+    script = f"{limits} && exec {sys.executable} {ROOT}/hexz_serve.py --http-port 0 {snapshot_file}"
+    with subprocess.Popen(["bash", "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as daemon:
+        assert daemon.stdout is not None and daemon.stderr is not None
+        port = int(daemon.stdout.readline().strip().rstrip("/").rpartition(":")[2])
+        assert resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE) == (200, 200)
+        crowd = [socket.create_connection(("127.0.0.1", port)) for _ in range(190)]
+        time.sleep(0.5)
+        assert len(os.listdir(f"/proc/{daemon.pid}/fd")) <= 200 - 32
+        for connection in crowd:
+            connection.close()
+        daemon.terminate()
+        assert "because this process may have 200 descriptors" in daemon.stderr.read()
+    assert resource.getrlimit(resource.RLIMIT_NOFILE) == (soft, hard)

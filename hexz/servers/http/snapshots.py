@@ -213,7 +213,8 @@ class CatalogApplication:
 
     def _readiness(self, head: RequestHead) -> Response:
         if self._ready():
-            return json_response({"status": "ready", "snapshots": len(self._catalog)})
+            stale = {"stale": self._catalog.stale} if self._catalog.stale else {}
+            return json_response({"status": "ready", "snapshots": len(self._catalog), **stale})
         return json_response({"status": "draining"}, 503, (("Retry-After", "5"),))
 
 

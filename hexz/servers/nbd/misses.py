@@ -105,9 +105,10 @@ class ColdReads:
             except OSError as error:
                 log.warning("out-of-order replies have to wait: %s", error)
                 return False
+        if not self._pool.submit(self, read):
+            return False
         self.waiting += 1
         self._bytes += read.length
-        self._pool.submit(self, read)
         return True
 
     def take(self) -> list[tuple[Cold, HexzError | OSError | None, int]]:
@@ -177,20 +178,30 @@ class MissPool:
         self._count = threads or max(2, os.cpu_count() or 1)
         self._turn = threading.Condition()
         self._ring: deque[ColdReads] = deque()  # guarded by _turn
-        self._started = False  # guarded by _turn
+        self._threads = 0  # that were started; guarded by _turn
 
-    def submit(self, reads: ColdReads, read: Cold) -> None:
-        """Load `read` in its connection's turn."""
+    def submit(self, reads: ColdReads, read: Cold) -> bool:
+        """Load `read` in its connection's turn; False when the system has no thread for it."""
         with self._turn:
+            if self._threads < self._count:
+                self._start_threads()
+            if not self._threads:
+                return False
             reads.tasks.append(read)
             if not reads.queued:
                 reads.queued = True
                 self._ring.append(reads)
-            if not self._started:
-                self._started = True
-                for number in range(self._count):
-                    threading.Thread(target=self._run, name=f"nbd-miss-{number}", daemon=True).start()
             self._turn.notify()
+        return True
+
+    def _start_threads(self) -> None:
+        while self._threads < self._count:
+            thread = threading.Thread(target=self._run, name=f"nbd-miss-{self._threads}", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:  # the system is out of threads; a later read tries again
+                return
+            self._threads += 1
 
     def take_back(self, reads: ColdReads) -> Cold | None:
         """One of `reads` that no thread has begun, for the caller to load; None when there is none."""

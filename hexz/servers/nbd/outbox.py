@@ -13,7 +13,9 @@ import logging
 import select
 import socket
 import ssl
-from collections.abc import Iterable
+import struct
+import time
+from collections.abc import Callable, Iterable
 from typing import NamedTuple, Union
 
 from hexz.errors import HexzError
@@ -21,6 +23,7 @@ from hexz.metrics import SnapshotMetrics
 from hexz.protocol.nbd import constants as c
 from hexz.protocol.nbd.replies import SIMPLE_REPLY, Buffer, ChunkedReplies, simple_error
 from hexz.servers.nbd.counting import Counting
+from hexz.servers.sending import PeerStalled
 from hexz.snapshot import ZEROS, Stream
 
 __all__ = ["MAX_BUFFERS", "Export", "Outbox"]
@@ -33,6 +36,10 @@ MAX_VIEWS = 60
 """Buffers that one reply adds to a send; one of more goes out by itself."""
 MAX_BATCH = 1 << 20
 """Bytes of replies put together before they are sent; a longer read goes out in pieces of this size."""
+STALL_S = 60.0
+"""How long a client may take nothing of a reply that is due, before it is given up."""
+LOOK_S = 1.0
+"""How often it is looked, meanwhile, whether the export was taken away."""
 MAX_SECURE_BATCH = 64 << 10
 """The same under TLS, where a send is a copy."""
 
@@ -54,9 +61,21 @@ class Outbox:
     """What one connection has to send; used by the connection's thread alone."""
 
     def __init__(
-        self, sock: socket.socket, peer: str, stream: Stream, chunks: ChunkedReplies | None, counting: Counting
+        self,
+        sock: socket.socket,
+        peer: str,
+        stream: Stream,
+        chunks: ChunkedReplies | None,
+        counting: Counting,
+        ending: Callable[[], bool] = lambda: False,
     ) -> None:
-        """`chunks` builds structured or extended replies; None means simple ones.  `counting` hears of troubles."""
+        """`chunks` builds structured or extended replies; None means simple ones.  `counting` hears of troubles.
+
+        `ending` says that the client is to leave: it then has no time to take up reading again.
+        """
+        self._ending = ending
+        # For the sends that wait in the kernel; no progress for so long is an error there.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(STALL_S), 0))
         self._counting = counting
         self._sock = sock
         self._peer = peer
@@ -222,7 +241,19 @@ class Outbox:
             if skip == total:
                 return 0
             del buffers
-            _await_room(self._sock)
+            self._await_room()
+
+    def _await_room(self) -> None:
+        """Wait until the client takes something.
+
+        Raises: PeerStalled after `STALL_S` seconds, or soon where the export was taken away.
+        """
+        poll = select.poll()
+        poll.register(self._sock, select.POLLOUT)
+        deadline = time.monotonic() + STALL_S
+        while not poll.poll(LOOK_S * 1000):
+            if self._ending() or time.monotonic() >= deadline:
+                raise PeerStalled("the client does not read its reply")
 
     def _piece(self, read: Read, at: int, size: int) -> list[Buffer]:
         """The buffers of one piece of a read's reply; always the same for the same piece.
@@ -246,9 +277,3 @@ def _drop(buffers: list[Buffer], skip: int) -> None:
     while skip >= len(buffers[0]):
         skip -= len(buffers.pop(0))
     buffers[0] = memoryview(buffers[0])[skip:]
-
-
-def _await_room(sock: socket.socket) -> None:
-    poll = select.poll()
-    poll.register(sock, select.POLLOUT)
-    poll.poll()

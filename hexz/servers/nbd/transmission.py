@@ -90,7 +90,9 @@ class Transmission:
         self._missed = False  # the read at `_start` was just looked for in the cache in vain
         self._ended = False  # written by the crowd's thread while this connection's sleeps
         self._counting = Counting(export.metrics, export.stream, connection.peer)
-        self._outbox = Outbox(sock, connection.peer, export.stream, self._chunks, self._counting)
+        self._outbox = Outbox(
+            sock, connection.peer, export.stream, self._chunks, self._counting, lambda: connection.leaving
+        )
         self._cold = ColdReads(pool, export.stream)
         self._summoned = False
         if sock.family == socket.AF_UNIX:

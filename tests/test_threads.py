@@ -1,0 +1,66 @@
+"""Out of threads, what can be read without one is read, and newcomers wait."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from hexz.cache import Workers
+from tests.http.serving import serving
+from tests.nbd.serving import Serving
+
+
+@pytest.fixture
+def no_threads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Threads whose names begin with one of these cannot be started."""
+    names: list[str] = []
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name.startswith(tuple(names)):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    return names
+
+
+def test_read_ahead_is_declined(no_threads: list[str]) -> None:
+    no_threads.append("decode")
+    workers = Workers(2)
+    assert not workers.offer(lambda: None)
+    no_threads.clear()
+    done = threading.Event()
+    assert workers.offer(done.set) and done.wait(20)
+    workers.stop()
+
+
+def test_cold_reads_are_served_by_the_thread_that_asked(
+    no_threads: list[str], snapshot_file: Path, disk_image: Path
+) -> None:
+    no_threads += ["decode", "nbd-miss"]
+    image = disk_image.read_bytes()
+    with serving({"snap": snapshot_file}) as server:
+        assert server.ask("GET", "/disk").body == image
+    with Serving(snapshot_file) as nbd, nbd.client() as client:
+        client.go("")
+        for offset in range(0, len(image) - (1 << 20), 1 << 20):
+            assert client.read(offset, 1 << 20) == image[offset : offset + (1 << 20)]
+
+
+def test_newcomers_wait_for_a_thread(no_threads: list[str], snapshot_file: Path) -> None:
+    with serving({"snap": snapshot_file}) as server:
+        no_threads.append("http")
+        clients = [server.client() for _ in range(5)]
+        for client in clients:
+            client.send(b"GET /healthz HTTP/1.1\r\nHost: h\r\n\r\n")
+        while server.listener.waiting is None:
+            server.front.wake()
+        no_threads.clear()
+        no_threads.append("none of them")
+        server.front.wake()
+        for client in clients:
+            assert client.receive().status == 200
+            client.sock.close()
