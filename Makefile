@@ -19,7 +19,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test lint peers venv bench check-load check-kernel check-s3 check-newcomer clean install uninstall
+.PHONY: help run test lint peers venv bench check-load check-kernel check-s3 check-newcomer check-seal check-overlays check-upgrades check-restarts clean install uninstall
 
 help: ## show this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -67,6 +67,18 @@ bench: $(VENV)/.bench ## compare with other servers side by side; tables, JSON a
 check-newcomer: $(VENV)/.test ## both commands, the documents' examples and the installed service on a bare Debian (root, 10 minutes)
 	@$(BIN)/python -m tests.newcomer
 
+check-seal: $(VENV)/.test ## 500,000 reads of sealed files damaged anywhere: every one right or refused (1 to 8 min)
+	@$(BIN)/python -m tests.seal.endurance
+
+check-overlays: $(VENV)/.test ## 500 kills and every system call as a kill point or a failure under writers of overlays (2 min)
+	@$(BIN)/python -m tests.images.endurance
+
+check-upgrades: $(VENV)/.test ## 60 live upgrades under readers and a writer (90 s)
+	@$(BIN)/python -m tests.control.upgrades
+
+check-restarts: $(VENV)/.test ## stop and start 100 times under clients on kept connections (2 min)
+	@$(BIN)/python -m tests.daemon.restarts
+
 check-load: $(VENV)/.test ## 2,250 HTTP connections at once, good and bad: what the good ones wait, and the memory (80 s)
 	@$(BIN)/python -m tests.http.load
 
@@ -86,7 +98,7 @@ SYSTEM_PYTHON ?= /usr/bin/python3
 OWN := $(if $(filter $(HOME)/%,$(abspath $(PREFIX))),$(if $(DESTDIR),,yes))
 UNITDIR ?= $(PREFIX)/$(if $(OWN),share,lib)/systemd
 UNITS = $(if $(OWN),,hexz-serve@.service hexz-serve-activated@.service hexz-serve-http@.socket hexz-serve-nbd@.socket)
-MANUALS = hexz-serve.8 hexz-serve.conf.5 hexz.1
+MANUALS = hexz-serve.8 hexz-serve.conf.5 hexz-serve-security.7 hexz.1
 FILL = sed -e 's|@PYTHON@|$(SYSTEM_PYTHON)|' -e 's|@LIBDIR@|$(abspath $(LIBDIR))|' -e 's|@DOCDIR@|$(abspath $(DOCDIR))|'
 MANAGER = $(if $(OWN),systemctl --user,systemctl)
 HAS_MANAGER = [ -z "$(DESTDIR)" ] && $(MANAGER) show-environment >/dev/null 2>&1
