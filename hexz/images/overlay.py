@@ -75,7 +75,7 @@ class OverlayBackend(Backend):
 
     def _open_store(self, stream: Stream) -> OverlayStore:
         head = Head(stream.size, BLOCK_SIZE, stream.etag, stream.snapshot.path, stream.name)
-        return OverlayStore(self._place, head, stream.read, self._quota, self._read_only)
+        return OverlayStore(self._place, head, stream.read, self._quota, self._read_only, stream.former_etag)
 
     def leave(self, writing: bool) -> None:
         """A session ended."""

@@ -65,10 +65,17 @@ class OverlayStore:
     """The written blocks of one overlay.  Reads run beside one write; writes wait for each other."""
 
     def __init__(
-        self, path: str | Place, head: Head, read_base: ReadBase, quota: int = 0, read_only: bool = False
+        self,
+        path: str | Place,
+        head: Head,
+        read_base: ReadBase,
+        quota: int = 0,
+        read_only: bool = False,
+        former_etag: str = "",
     ) -> None:
         """Open the overlay at `path`; `quota` in bytes of data, 0 = none.  Nothing is written yet.
 
+        `former_etag` is another name of the bytes below, by which an overlay may know them.
         Raises: OverlayError when it lies over other bytes than `head` says, or another process has it; OSError.
         """
         place = Place.of(path) if isinstance(path, str) else path
@@ -81,7 +88,7 @@ class OverlayStore:
         self._generation = 0
         self._files = OverlayFiles(place, read_only)
         try:
-            self.head, found = self._recover(head)
+            self.head, found = self._recover(head, (head.etag, former_etag))
         except BaseException:
             self._files.close()
             raise
@@ -106,7 +113,7 @@ class OverlayStore:
             with contextlib.suppress(OSError, OverlayFull):  # then it begins with the first write
                 self._renew()
 
-    def _recover(self, wanted: Head) -> tuple[Head, Recovered | None]:
+    def _recover(self, wanted: Head, etags: tuple[str, str]) -> tuple[Head, Recovered | None]:
         """Head and content, None where there is no journal yet."""
         files = self._files
         try:
@@ -119,7 +126,7 @@ class OverlayStore:
             raise OverlayError(self.path + JOURNAL_SUFFIX, error.strerror or str(error)) from error
         try:
             found = read_head(self.path, journal)
-            if (found.etag, found.size) != (wanted.etag, wanted.size):
+            if found.etag not in etags or found.size != wanted.size:
                 log.error("%s: made over %s", self.path, found.snapshot)
                 raise OverlayError(self.path, "this overlay was made over other bytes")
             head = wanted._replace(block_size=found.block_size)

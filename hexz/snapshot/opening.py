@@ -6,7 +6,6 @@ are read when a position in them is.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -40,6 +39,7 @@ from hexz.format.records import RECORD_SIZE
 from hexz.installation import how_to_get
 from hexz.sealed import open_storage
 from hexz.snapshot.context import OpenContext
+from hexz.snapshot.identity import identify
 from hexz.snapshot.pages import RECORD_COST, PageCache
 from hexz.snapshot.snapshot import Parts, Snapshot
 from hexz.storage import Storage
@@ -109,7 +109,7 @@ def _open(path: str, context: OpenContext, family: _Family) -> Snapshot:
             header,
             index,
             _layout(storage, header, index),
-            _identity(storage, header, index, parents),
+            identify(storage, header, index, [parent.identity for parent in parents]),
             _codec(storage, header),
             cipher,
             tuple(parents),
@@ -207,17 +207,6 @@ def _layout(storage: Storage, header: Header, index: MasterIndex) -> str:
     entry_size = (records[0].length - 8) // count if count else 0
     letter = "A" if header.variant is Variant.A else "C" if header.cdc is not None else "B"
     return f"{letter}{entry_size}"
-
-
-def _identity(storage: Storage, header: Header, index: MasterIndex, parents: list[Snapshot]) -> bytes:
-    # Reading every block would be the only perfect identity.  Header, index and modification time change with
-    # any rewrite, and cost nothing for a file of any size; what parents supply is part of the content.
-    digest = hashlib.blake2b(storage.read(0, HEADER_SIZE), digest_size=32)
-    digest.update(storage.read(header.index_offset, index.length))
-    digest.update(f"{storage.size}:{storage.modified_ns}".encode())
-    for parent in parents:
-        digest.update(parent.digest("file").encode())
-    return digest.digest()
 
 
 def _codec(storage: Storage, header: Header) -> Codec:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import logging
 import threading
@@ -18,6 +17,7 @@ from hexz.format.index import MasterIndex
 from hexz.format.metadata import ArchivedFile
 from hexz.metrics.files import FileCounts
 from hexz.snapshot.context import OpenContext
+from hexz.snapshot.identity import Identity, digest_of
 from hexz.snapshot.manifests import Facts, Manifest, read_metadata
 from hexz.snapshot.parents import HashIndex, Lineage
 from hexz.snapshot.stream import Stream
@@ -37,7 +37,7 @@ class Parts(NamedTuple):
     header: Header
     master: MasterIndex
     layout: str
-    identity: bytes
+    identity: Identity
     codec: Codec
     cipher: BlockCipher | None
     parents: tuple[Snapshot, ...]
@@ -67,7 +67,7 @@ class Snapshot:
         self.encrypted = parts.header.encryption is not None
         self.file_size = parts.storage.size
         self.mtime = parts.storage.modified_ns / 1e9
-        self._identity = parts.identity
+        self.identity = parts.identity
         self._codec = parts.codec
         self._cipher = parts.cipher
         sizes_of_streams = parts.master.main_size, parts.master.aux_size
@@ -109,7 +109,7 @@ class Snapshot:
 
     def digest(self, what: str) -> str:
         """32 hex digits that identify the bytes of `what` (a stream's name, or ``file``)."""
-        return hashlib.blake2b(self._identity, digest_size=16, person=what.encode()).hexdigest()
+        return digest_of(self.identity.current, what)
 
     def decode(self, stored: bytes | memoryview, logical_length: int, crc: int, number: int) -> bytes:
         """The plain bytes of block `number` of the file, whose stored bytes are given; checked.

@@ -15,6 +15,7 @@ from hexz.format.index import MasterIndex
 from hexz.metrics.waiting import waited
 from hexz.snapshot import extents as extent_lists
 from hexz.snapshot.extents import Effort, Extent
+from hexz.snapshot.identity import digest_of
 from hexz.snapshot.loading import SHARED_BLOCK, BlockLoader
 from hexz.snapshot.pages import LoadedPage, PageTable
 from hexz.snapshot.readahead import ReadAhead
@@ -37,7 +38,10 @@ MAX_SOURCES = 65536
 
 
 class Stream:
-    """One byte stream of an open snapshot.  Every method may be called from any thread."""
+    """One byte stream of an open snapshot.  Every method may be called from any thread.
+
+    `etag` identifies its bytes.  By `former_etag` overlays and processes of earlier releases know them.
+    """
 
     def __init__(self, snapshot: Snapshot, name: str, index: MasterIndex) -> None:
         records = index.main if name == "disk" else index.aux
@@ -46,6 +50,7 @@ class Stream:
         self.size = index.main_size if name == "disk" else index.aux_size
         self.block_size = _preferred(snapshot.header.block_size)
         self.etag = f"{snapshot.digest(name)}-1"
+        self.former_etag = f"{digest_of(snapshot.identity.former, name)}-1"
         context = snapshot.context
         zeros_from = snapshot.zeros_from if name == "disk" else _no_zeros
         held = snapshot.undeclared.get(name, self.size)
@@ -57,6 +62,10 @@ class Stream:
         self._sources: dict[int, tuple[Stream, int]] = {}
         self._recent: LoadedPage | None = None
         self._size_known = not self.pages.records or not self.size  # set once
+
+    def known_as(self, etag: str) -> bool:
+        """Whether `etag`, which was recorded some time, means these bytes."""
+        return etag in (self.etag, self.former_etag)
 
     def read_cached(self, offset: int, length: int) -> list[memoryview] | None:
         """Views that tile [offset, offset + length) exactly, or None when some block is not in memory.

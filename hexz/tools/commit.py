@@ -63,7 +63,7 @@ def commit(
     try:
         with open_snapshot(below, context) as base:
             stream = base.streams.get(head.stream)
-            if stream is None or stream.etag != head.etag:
+            if stream is None or not stream.known_as(head.etag):
                 raise UsageError(f"{below}: is not the snapshot that {overlay} was made over: name it with --parent")
             family = (snapshot.path for snapshot in (base, *base.ancestors()))
             check_output(out, [overlay, overlay + JOURNAL_SUFFIX, *family], replace)

@@ -134,7 +134,7 @@ class NbdService:
             str(state["export"]), bool(state["structured"]), bool(state["extended"]), tuple(state["contexts"])
         )
         opened = self._directory.open(negotiated.export)
-        if opened is None or opened[1].stream.etag != state["etag"]:
+        if opened is None or not opened[1].stream.known_as(str(state["etag"])):
             log.warning("%s: export %r is not what it was: hanging up", connection.peer, negotiated.export)
             if opened is not None:
                 opened[0].release()
