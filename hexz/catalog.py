@@ -344,7 +344,7 @@ class Catalog:
                 self._sync_one(name, path, result)
             except HexzError as error:
                 result.failed.append(f"{name}: {error}")
-                log.warning("not reloaded: %s", error)
+                log.warning("not reloaded: %s", error, extra={"each": True})
         for one in self.served():
             if one.name not in sources and not one.mounted:
                 folder = os.path.dirname(os.path.abspath(one.path))

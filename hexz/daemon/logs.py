@@ -9,6 +9,7 @@ import stat
 import sys
 from collections.abc import Iterator
 
+from hexz.daemon.limited import LimitedHandler
 from hexz.errors import ConfigError
 from hexz.printable import CONTROLS
 
@@ -43,18 +44,21 @@ class _Below(logging.Filter):
 
 
 def set_up_logging(level: str, split: bool) -> None:
-    """Log to standard error; with `split`, what is below a warning goes to standard output."""
+    """Log to standard error; with `split`, what is below a warning goes to standard output.
+
+    Either has a bound for the lines of one kind.
+    """
     logging.raiseExceptions = False  # a full disk under the log must not become a traceback
     root = logging.getLogger()
     root.setLevel(level.upper())
     for handler in list(root.handlers):
         root.removeHandler(handler)
-    errors = logging.StreamHandler(sys.stderr)
+    errors = LimitedHandler(sys.stderr)
     errors.setFormatter(_Journal("%(name)s: %(message)s") if _in_journal() else _Plain(_PLAIN))
     root.addHandler(errors)
     if split:
         errors.setLevel(logging.WARNING)
-        notes = logging.StreamHandler(sys.stdout)
+        notes = LimitedHandler(sys.stdout)
         notes.setFormatter(_Plain(_PLAIN))
         notes.addFilter(_Below(logging.WARNING))
         root.addHandler(notes)

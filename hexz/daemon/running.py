@@ -13,6 +13,7 @@ from typing import Any
 
 from hexz.catalog import Catalog
 from hexz.daemon.lifecycle import Lifecycle
+from hexz.daemon.limited import say_left_out
 from hexz.daemon.systemd import Notifier
 from hexz.errors import HexzError
 from hexz.metrics.summary import summary_lines
@@ -132,6 +133,7 @@ class Running:
             self._control.drain(LAST_ANSWERS_S)
         for action in self._ends:
             action()
+        say_left_out(at_once=True)
 
     def _in_a_hurry(self) -> bool:
         self._notifier.alive()  # who stopped the daemon need not be the manager, which then goes on watching it
@@ -139,6 +141,7 @@ class Running:
 
     def _tick(self) -> None:
         self._notifier.alive()
+        say_left_out()
         if self._reload and (self._reloading is None or not self._reloading.is_alive()):
             # Opening files can take long, or hang; the accept loop must not.
             reloading = threading.Thread(target=self._reload_all, name="reload", daemon=True)

@@ -70,7 +70,10 @@ class _Audit:
         cause, self._cause = self._cause, ""
         if entry.head is not None and entry.head.method not in READING:
             who, level = entry.token or "refused", logging.WARNING if cause else logging.INFO
-            log.log(level, "%s: %s %s: %d%s", who, entry.head.method, entry.head.target, entry.status, cause)
+            trusted = {"each": entry.token is not None}
+            log.log(
+                level, "%s: %s %s: %d%s", who, entry.head.method, entry.head.target, entry.status, cause, extra=trusted
+            )
 
 
 class ControlService:
