@@ -246,6 +246,11 @@ class Catalog:
                 raise NoSuchSnapshot(f"there is no snapshot called {name!r}")
             self.default = name
 
+    @property
+    def changed(self) -> int:
+        """How many snapshots cannot be read whole because their files were written to: `sync` opens them anew."""
+        return sum(published.snapshot.changed for published in list(self._published.values()))
+
     def exports(self) -> list[str]:
         """Every name that `stream` accepts, but for the empty one."""
         found = []

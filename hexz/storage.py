@@ -7,6 +7,7 @@ can answer ranges can stand behind it.  Today that is a local file.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import stat
 import threading
@@ -18,8 +19,13 @@ from hexz.metrics.files import ReadCounts
 
 __all__ = ["LocalFile", "SealFacts", "Storage"]
 
+log = logging.getLogger("hexz.storage")
+
 NO_FILE = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENXIO, errno.ENODEV)
 """What opening says of names that cannot be a regular file's: too long, links in a circle, sockets, dead devices."""
+
+
+CHANGED = "the file was changed while it was open: its bytes are not served until it is opened again"
 
 
 class SealFacts(NamedTuple):
@@ -39,12 +45,17 @@ class Storage(Protocol):
     identity: str
     reads: ReadCounts
     seal: SealFacts | None
+    changed: bool
+    """Others were seen to write to it while it was open: nothing more is read of it."""
 
     def read(self, offset: int, length: int) -> bytes:
         """Exactly `length` bytes at `offset`, or StorageError."""
 
     def view(self, offset: int, length: int) -> bytes | memoryview:
         """The same for who can do with a part of something longer, which may spare a copy."""
+
+    def look(self) -> bool:
+        """Whether the bytes are still those that were opened, as far as can be told without reading them."""
 
     def close(self) -> None:
         """Give the resource back once running reads are done."""
@@ -55,9 +66,15 @@ class LocalFile:
 
     `identity` tells the file from every other one on this machine, also after it
     was replaced under the same name.
+
+    Who writes to an open file would have readers take half of it for the whole: after each
+    read its size and time are compared with those when it was opened, before anybody gets a byte.
+    A difference is for good.  Changes of owner, mode or links are none.
     """
 
     seal: SealFacts | None = None
+    watched = True
+    """False where what is read is checked by other means, against which a changed time says nothing."""
 
     def __init__(self, path: str) -> None:
         """Open `path`.
@@ -86,6 +103,7 @@ class LocalFile:
         self.modified_ns = status.st_mtime_ns
         self.identity = f"{status.st_dev}:{status.st_ino}:{status.st_size}:{status.st_mtime_ns}"
         self.reads = ReadCounts()  # guarded by _lock
+        self.changed = False  # set once, under _lock
         self._lock = threading.Lock()
         self._readers = 0  # guarded by _lock
         self._closing = False  # guarded by _lock
@@ -93,8 +111,10 @@ class LocalFile:
     def read(self, offset: int, length: int) -> bytes:
         """Exactly `length` bytes at `offset`.
 
-        Raises: StorageError when the file shrank, the disk fails, or the file was closed.
+        Raises: StorageError when the file shrank or was changed, the disk fails, or the file was closed.
         """
+        if self.changed:
+            raise StorageError(self.name, offset, length, CHANGED)
         # A descriptor number is reused as soon as it is closed: reads under way keep it open.
         with self._lock:
             if self._closing:
@@ -106,11 +126,14 @@ class LocalFile:
             data = os.pread(self._fd, length, offset)
             if len(data) != length:
                 data = self._read_rest(data, offset, length)
+            if self.watched and self._differs():
+                data = b""
+                raise StorageError(self.name, offset, length, CHANGED)
         except OSError as error:
             raise StorageError(self.name, offset, length, error.strerror or str(error)) from error
         finally:
             with self._lock:
-                if len(data) == length:
+                if len(data) == length and not self.changed:
                     self.reads.add(length, time.perf_counter() - began)
                 else:
                     self.reads.fail()
@@ -135,10 +158,39 @@ class LocalFile:
         while got < length:
             data = os.pread(self._fd, length - got, offset + got)
             if not data:
+                if self.watched:
+                    self._differs()
                 raise StorageError(self.name, offset, length, f"the file ends at {offset + got}: it was truncated")
             parts.append(data)
             got += len(data)
         return b"".join(parts)
+
+    def look(self) -> bool:
+        """Whether it is still as it was opened, going by its size and time; False for good once it was not."""
+        with self._lock:
+            if self._closing:
+                return not self.changed
+            self._readers += 1
+        try:
+            return not (self.changed or (self.watched and self._differs()))
+        except OSError:
+            return True  # whoever reads it is told
+        finally:
+            with self._lock:
+                self._readers -= 1
+                last = self._closing and not self._readers
+            if last:
+                os.close(self._fd)
+
+    def _differs(self) -> bool:
+        status = os.fstat(self._fd)
+        if status.st_mtime_ns == self.modified_ns and status.st_size == self.size:
+            return False
+        with self._lock:
+            first, self.changed = not self.changed, True
+        if first:
+            log.error("%s: %s (a snapshot is replaced by renaming a new file over it)", self.name, CHANGED)
+        return True
 
     def close(self) -> None:
         """Close the file when the last running read is done; idempotent."""

@@ -83,8 +83,10 @@ def _open(path: str, context: OpenContext, family: _Family) -> Snapshot:
         raise SnapshotNotFound(repr(path), "not a possible file name") from None
     shared = context.opened.get((storage.name, storage.identity))
     if shared is not None and storage.identity not in family.line and shared.retain():
-        storage.close()
-        return shared
+        if shared.look():
+            storage.close()
+            return shared
+        shared.close()
     parents: list[Snapshot] = []
     try:
         header, index, undeclared = _read_structure(storage, context.pages)

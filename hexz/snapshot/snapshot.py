@@ -107,6 +107,15 @@ class Snapshot:
         """Whether some bytes may come from parents."""
         return bool(self.parents)
 
+    @property
+    def changed(self) -> bool:
+        """Whether its file, or one of its ancestors, was seen to be written to since it was opened."""
+        return any(one.storage.changed for one in (self, *self.ancestors()))
+
+    def look(self) -> bool:
+        """Look at the files themselves whether any `changed`; True when none did."""
+        return all([one.storage.look() for one in (self, *self.ancestors())])
+
     def digest(self, what: str) -> str:
         """32 hex digits that identify the bytes of `what` (a stream's name, or ``file``)."""
         return digest_of(self.identity.current, what)
@@ -232,6 +241,7 @@ class Snapshot:
             "dictionary": header.dictionary.length if header.dictionary else None,
             "encrypted": self.encrypted,
             "signed": header.signature is not None,
+            "changed": self.changed,
             "sealed": self.storage.seal.kind if self.storage.seal is not None else "none",
             "streams": {
                 name: {"size": stream.size, "pages": len(stream.pages.records), "etag": stream.etag}

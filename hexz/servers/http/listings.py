@@ -75,6 +75,7 @@ def list_snapshots(catalog: Catalog, query: Query) -> Listed:
                     "compression": snapshot.header.compression.name.lower(),
                     "thin": snapshot.thin,
                     "encrypted": snapshot.encrypted,
+                    "changed": snapshot.changed,
                     "archive": snapshot.lists_files,
                     "info": f"{base}/info",
                     "streams": {

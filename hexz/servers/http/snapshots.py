@@ -213,8 +213,9 @@ class CatalogApplication:
 
     def _readiness(self, head: RequestHead) -> Response:
         if self._ready():
-            stale = {"stale": self._catalog.stale} if self._catalog.stale else {}
-            return json_response({"status": "ready", "snapshots": len(self._catalog), **stale})
+            troubles = {"stale": self._catalog.stale, "changed": self._catalog.changed}
+            found = {what: count for what, count in troubles.items() if count}
+            return json_response({"status": "ready", "snapshots": len(self._catalog), **found})
         return json_response({"status": "draining"}, 503, (("Retry-After", "5"),))
 
 
