@@ -27,6 +27,7 @@ from hexz.secrets import CREDENTIALS, read_password, read_seal_key, unused_crede
 from hexz.servers.addresses import Address, TcpAddress, UnixAddress, open_socket, place_of, url_at, url_of
 from hexz.servers.base import Listener, Service
 from hexz.servers.front import Front
+from hexz.servers.spare import SPARE_PLACES
 from hexz.snapshot import new_context
 from hexz.sources import find_sources
 
@@ -39,7 +40,9 @@ __all__ = ["assemble", "describe_listeners", "open_catalog"]
 log = logging.getLogger("hexz")
 
 RESERVED_DESCRIPTORS = 64
-"""Descriptors that connections leave to the control socket, snapshots to be opened, logs, and what reads need."""
+"""Descriptors that connections leave to snapshots to be opened, logs, and what reads need."""
+CONTROL_PLACES = 32
+"""Connections that the control socket may have."""
 HTTP_ALPN = ("http/1.1",)
 """What HTTP and S3 speak under TLS (RFC 9112): whoever would rather have HTTP/2 then falls back cleanly."""
 
@@ -149,12 +152,13 @@ def _raise_descriptors() -> None:
 
 
 def _fit_connections(wanted: int, listeners: int) -> int:
-    """How many connections a listener may have, so that `RESERVED_DESCRIPTORS` are left for everything else."""
+    """How many connections a listener may have, so that descriptors are left for everything else."""
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if limit == resource.RLIM_INFINITY:
         return wanted
     used = len(os.listdir("/proc/self/fd"))
-    most = max((limit - used - RESERVED_DESCRIPTORS) // max(listeners, 1), 1)
+    reserved = min(RESERVED_DESCRIPTORS + CONTROL_PLACES + SPARE_PLACES, limit // 2)
+    most = max((limit - used - reserved) // max(listeners, 1), 1)
     if most < wanted:
         log.warning(
             "--max-connections %d: %d for each listener, because this process may have %d descriptors",
@@ -212,7 +216,7 @@ def _control(
     )
     front = Front()
     address = UnixAddress(options.control, options.control_mode)
-    front.add(Listener.open(address, ControlService(application, options.control_uid)))
+    front.add(Listener.open(address, ControlService(application, options.control_uid), CONTROL_PLACES))
     return front
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import socket
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from hexz.cache import Workers
 from tests.http.serving import serving
-from tests.nbd.serving import Serving
+from tests.nbd.serving import PATIENCE_S, Serving
 
 
 @pytest.fixture
@@ -51,16 +53,38 @@ def test_cold_reads_are_served_by_the_thread_that_asked(
 
 
 def test_newcomers_wait_for_a_thread(no_threads: list[str], snapshot_file: Path) -> None:
-    with serving({"snap": snapshot_file}) as server:
-        no_threads.append("http")
-        clients = [server.client() for _ in range(5)]
-        for client in clients:
-            client.send(b"GET /healthz HTTP/1.1\r\nHost: h\r\n\r\n")
+    with Serving(snapshot_file) as server:
+        no_threads.append("nbd")
+        clients = [socket.create_connection(server.address, PATIENCE_S) for _ in range(5)]
         while server.listener.waiting is None:
             server.front.wake()
         no_threads.clear()
         no_threads.append("none of them")
         server.front.wake()
         for client in clients:
-            assert client.receive().status == 200
-            client.sock.close()
+            assert client.recv(8) == b"NBDMAGIC"
+            client.close()
+
+
+def test_health_is_told_without_a_thread_to_be_had(no_threads: list[str], snapshot_file: Path) -> None:
+    """And everything else is 503, rather than a wait without an end."""
+    with serving({"snap": snapshot_file}) as server:
+        no_threads.append("http")
+        for _ in range(10):
+            assert server.ask("GET", "/healthz").status == 200
+            reply = server.ask("GET", "/disk")
+            assert (reply.status, reply.headers["retry-after"], reply.headers["connection"]) == (503, "5", "close")
+
+
+def test_whoever_waits_for_a_thread_does_not_keep_the_server_from_ending(
+    no_threads: list[str], snapshot_file: Path
+) -> None:
+    with Serving(snapshot_file) as server:
+        no_threads.append("nbd")
+        client = socket.create_connection(server.address, PATIENCE_S)
+        while server.listener.waiting is None:
+            server.front.wake()
+        began = time.monotonic()
+        assert server.close()
+        assert time.monotonic() - began < PATIENCE_S / 2
+        client.close()

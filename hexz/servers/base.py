@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 from hexz.exposure import OWN, Grant
 from hexz.servers.addresses import BACKLOG, Address, UnixAddress, open_socket, unlink_socket, url_of
+from hexz.servers.spare import Spares
 
 __all__ = ["DEFAULT_MAX_CONNECTIONS", "Connection", "Give", "Listener", "Service", "Summons"]
 
@@ -43,6 +44,8 @@ class Service(Protocol):
     """One protocol's way with a connection."""
 
     scheme: str
+    answers_spares: bool
+    """A connection for which there is no place is served nevertheless, for one request: see `Connection.spare`."""
 
     def serve(self, connection: Connection) -> None:
         """Serve until the peer or the drain ends it.  Runs in the connection's thread, which closes the socket."""
@@ -111,6 +114,7 @@ class Connection:
         self.since = time.monotonic()
         self.spoken = False  # set by the service with the peer's first request
         self.adopted = False  # it came from another process, with which it may have spoken
+        self.spare = False  # there was no place for it: it gets one answer, soon
         self._ending = False  # set once
         self._ending_since = 0.0
         self.idle_since: float | None = None  # while nothing is due and it waits for the peer, monotonic seconds
@@ -230,6 +234,8 @@ class Listener:
         self.accepted = 0  # written by the accepting thread only
         self.refused = 0  # the same
         self.connections: set[Connection] = set()  # guarded by _lock
+        self.without_place: set[Connection] = set()  # that get one answer; the same
+        self.spares: Spares | None = None  # set when a front takes the listener
         self.summons: Summons | None = None  # set when a front takes the listener
         self.give: Give | None = None  # set before the summons is called
         self.waiting: Connection | None = (
@@ -265,7 +271,15 @@ class Listener:
                 continue
             self._take(sock, where)
 
-    def _take(self, sock: socket.socket, where: object) -> None:
+    def accept_spare(self) -> None:
+        """Take one connection with the last of the descriptors: it is answered soon, or closed.  Raises: OSError."""
+        try:
+            sock, where = self.sock.accept()
+        except (BlockingIOError, InterruptedError):
+            return
+        self._take(sock, where, no_place=True)
+
+    def _take(self, sock: socket.socket, where: object, no_place: bool = False) -> None:
         sock.setblocking(True)
         peer = "unix"
         if isinstance(where, tuple):
@@ -273,12 +287,15 @@ class Listener:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         connection = Connection(sock, self, peer)
-        if not self._admit(connection):
+        if no_place or not self._admit(connection):
             self.refused += 1
-            log.warning(
-                "%s: %s refused: %d connections are the limit, a quarter of them for one address",
-                self.url, peer, self.max_connections,
-            )  # fmt: skip
+            if not no_place:
+                log.warning(
+                    "%s: %s refused: %d connections are the limit, a quarter of them for one address",
+                    self.url, peer, self.max_connections,
+                )  # fmt: skip
+            if self._serve_as_spare(connection):
+                return
             with sock, contextlib.suppress(OSError):  # it was to be closed anyway
                 sock.setblocking(False)
                 self.service.refuse(connection)
@@ -306,6 +323,25 @@ class Listener:
             gone.hang_up_idle(at_once=True)
         return True
 
+    def _serve_as_spare(self, connection: Connection) -> bool:
+        """Have one of the spare threads serve it; False when it cannot be."""
+        if self.spares is None or not self.service.answers_spares:
+            return False
+        connection.spare = True
+        with self._lock:
+            self.connections.discard(connection)
+            self.without_place.add(connection)
+        if self.spares.take(connection):
+            return True
+        with self._lock:
+            self.without_place.discard(connection)
+        connection.spare = False
+        return False
+
+    def serve_spare(self, connection: Connection) -> None:
+        """Serve a connection without a place; in a spare thread."""
+        self._run(connection, self.service.serve)
+
     def _crowded(self, connection: Connection) -> bool:
         """Called with the lock: there may be no place.  Nobody is counted as long as there are plenty."""
         least = max(self.max_connections // SHARE, 1) if connection.client else self.max_connections
@@ -325,10 +361,15 @@ class Listener:
         try:
             threading.Thread(target=self._run, args=(connection, serve), name=name, daemon=True).start()
         except RuntimeError:  # the system is out of threads
-            if serve == self.service.serve and not self.draining:
+            fresh = serve == self.service.serve
+            if fresh and self._serve_as_spare(connection):
+                return
+            if fresh and not self.draining:
+                with self._lock:
+                    self.connections.add(connection)
                 self.waiting = connection  # and those behind it wait in the kernel's queue: none is reset
             else:
-                self._forget(connection)
+                self.forget(connection)
             raise OSError(errno.ENOMEM, "no thread for the connection") from None
 
     def _run(self, connection: Connection, serve: Callable[[Connection], None]) -> None:
@@ -339,18 +380,30 @@ class Listener:
         except Exception:
             log.exception("%s: unexpected trouble with %s", self.url, connection.peer)
         finally:
-            self._forget(connection)
+            self.forget(connection)
 
-    def _forget(self, connection: Connection) -> None:
+    def forget(self, connection: Connection) -> None:
+        """Close a connection that nobody serves any more."""
         with self._lock:
             self.connections.discard(connection)
+            self.without_place.discard(connection)
         with contextlib.suppress(OSError):  # closing cannot be helped further
             connection.sock.close()
 
     def live(self) -> list[Connection]:
         """The connections now."""
         with self._lock:
-            return list(self.connections)
+            return [*self.connections, *self.without_place]
+
+    def settle(self) -> None:
+        """Give the connection that waits for a thread its last chance of one, before nobody accepts any more."""
+        waiting, self.waiting = self.waiting, None
+        if waiting is not None:
+            with contextlib.suppress(OSError):
+                self._start(waiting, self.service.serve)
+        if self.waiting is not None:
+            self.forget(self.waiting)
+            self.waiting = None
 
     def stop_accepting(self) -> None:
         """Close the listening socket and tell every connection to come to an end."""
@@ -363,6 +416,7 @@ class Listener:
         if not self.shared and self.sock.fileno() >= 0:
             with contextlib.suppress(OSError):  # the rest is refused, as all that come later
                 self.accept(BACKLOG)  # closing would reset those that wait
+        self.settle()
         self.sock.close()
         for connection in self.live():
             self.service.drain(connection)

@@ -19,6 +19,7 @@ from collections.abc import Callable
 
 from hexz.metrics.figures import ListenerFigures
 from hexz.servers.base import Give, Listener, Summons
+from hexz.servers.spare import NO_DESCRIPTORS, SpareDescriptors, Spares
 
 __all__ = ["Front"]
 
@@ -48,11 +49,15 @@ class Front:
         self._wake_write.setblocking(False)
         self._selector.register(self._wake_read, selectors.EVENT_READ)
         self._stop = False
+        self._spares: Spares | None = None  # not before there is a listener
+        self._descriptors = SpareDescriptors()
         threading.stack_size(STACK_BYTES)
 
     def add(self, listener: Listener) -> None:
         """Accept on `listener` too; from the loop's thread, or before it runs."""
         listener.summons = self.summons
+        if listener.service.answers_spares:
+            self._spares = listener.spares = self._spares or Spares()
         self.listeners.append(listener)
         self._selector.register(listener.sock, selectors.EVENT_READ, listener)
 
@@ -87,8 +92,11 @@ class Front:
     def run(self, tick: Callable[[], None] = lambda: None, every: float = 1.0) -> None:
         """Accept until `stop`; `tick` runs in this thread after each wake-up and at least every `every` seconds."""
         exhausted = False
+        self._descriptors.take_back()
         while not self._stop:
-            for key, _ in self._selector.select(every):
+            ready = self._selector.select(every)
+            self._descriptors.take_back()
+            for key, _ in ready:
                 if key.data is None:
                     self._drain_wake()
                     continue
@@ -99,7 +107,8 @@ class Front:
                     if not exhausted:
                         log.error("%s: cannot accept: %s; going on as resources come back", key.data.url, error)
                     exhausted = True
-                    time.sleep(EXHAUSTED_PAUSE_S)
+                    if error.errno not in NO_DESCRIPTORS or not self._accept_spare(key.data):
+                        time.sleep(EXHAUSTED_PAUSE_S)
             for listener in self.listeners:
                 if listener.waiting is not None:
                     with contextlib.suppress(OSError):  # still no thread for it: the next round tries again
@@ -107,6 +116,15 @@ class Front:
             while self._calls:
                 self._calls.popleft()()
             tick()
+
+    def _accept_spare(self, listener: Listener) -> bool:
+        """Take a connection with a descriptor that was held for this; False when it could not be."""
+        if not self._descriptors.give_up():
+            return False
+        with contextlib.suppress(OSError):
+            listener.accept_spare()
+            return True
+        return False
 
     def _drain_wake(self) -> None:
         with contextlib.suppress(BlockingIOError):  # emptied
@@ -135,6 +153,7 @@ class Front:
             if listener.sock.fileno() >= 0:
                 self._selector.unregister(listener.sock)
             listener.give = give
+            listener.settle()
             listener.own_path = None
             listener.sock.close()
         # What is under TLS stays: its keys are in this process.
@@ -174,6 +193,9 @@ class Front:
 
     def close(self) -> None:
         """Free the loop's own descriptors; after `drain`."""
+        if self._spares is not None:
+            self._spares.stop()
+        self._descriptors.close()
         self._selector.close()
         self._wake_read.close()
         self._wake_write.close()

@@ -24,7 +24,7 @@ log = logging.getLogger("hexz.control")
 READING = frozenset({"GET", "HEAD", "OPTIONS"})
 LAST_REQUEST_S = 0.1
 """While draining: how long a request may still come; no network is in between."""
-_RULES = Rules(refusal_response, patient=True, last_request_s=LAST_REQUEST_S)
+_RULES = Rules(refusal_response, patient=True, last_request_s=LAST_REQUEST_S, spare_paths=None)
 
 
 class _PeerPolicy:
@@ -83,6 +83,7 @@ class ControlService:
     """
 
     scheme = "control"
+    answers_spares = True
 
     def __init__(self, application: Application, trusted: Collection[int] = ()) -> None:
         """Besides this process's own user and root, the users `trusted` (numeric ids) may change things."""

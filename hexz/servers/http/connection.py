@@ -28,7 +28,7 @@ from collections.abc import Callable
 from time import perf_counter
 from typing import NamedTuple, Protocol
 
-from hexz.access import AccessEntry
+from hexz.access import OPEN_PATHS, AccessEntry
 from hexz.errors import BlockError, HandedOver, HexzError
 from hexz.exposure import OWN, Grant
 from hexz.metrics import Metrics
@@ -51,6 +51,10 @@ log = logging.getLogger("hexz.http")
 
 LINGER_S = 1.0
 """How long a peer may go on sending after the last response, before the connection is closed under it."""
+SPARE_LINGER_S = 0.1
+"""The same, where others wait for the thread."""
+BUSY_S = "5"
+"""Retry-After of those for whom there is no place, seconds."""
 RECEIVE = 16 << 10
 LARGEST_AGAIN = 1 << 20
 """Longest range that the fast path answers, bytes; longer ones go out in pieces."""
@@ -121,12 +125,14 @@ class Rules(NamedTuple):
 
     `refusal` makes the response to a refused request out of its status, its line for the client and the error;
     a `patient` server never ends a connection for being idle.  `last_request_s`: while draining, how long a request
-    may still come, seconds; None is what the network may need.
+    may still come, seconds; None is what the network may need.  `spare_paths` are those that are answered also to a
+    connection for which there is no place; None are all.
     """
 
     refusal: Callable[[int, str, RequestError | None], Response] = _plain_refusal
     patient: bool = False
     last_request_s: float | None = None
+    spare_paths: frozenset[str] | None = OPEN_PATHS
 
 
 PLAIN_RULES = Rules()
@@ -195,6 +201,9 @@ class HttpConnection:
         """Serve one request; False when the connection is to be closed."""
         raw = self._receiver.head()
         if raw is None:
+            if self._connection.spare and not self._connection.spoken:
+                refusal = self._no_place()
+                self._sender.send(pack_head(refusal, False, current_date(), self._extra), refusal.body)
             self._parked = self._connection.summoned and not self._secure
             return False
         if self._again is not None and not self._connection.draining and self._answer_again(self._again, raw):
@@ -211,6 +220,9 @@ class HttpConnection:
         renewal = self._policy.renewal(self._connection.peer)
         response = self._cors.preflight(head) if self._cors is not None else None
         token = None
+        spare, spare_paths = self._connection.spare, self._rules.spare_paths
+        if spare and spare_paths is not None and (head.path not in spare_paths or head.method not in ("GET", "HEAD")):
+            response = self._no_place()
         if response is None:
             token, response = self._policy.admit(head, self._connection.peer, self._grant)
         if response is None:
@@ -225,7 +237,7 @@ class HttpConnection:
                     return False
                 refusal = self._rules.refusal(error.http_status, str(error), None)
                 response = refusal._replace(headers=(*refusal.headers, ("Retry-After", "1")))
-        keep_alive = head.keep_alive and not response.close
+        keep_alive = head.keep_alive and not response.close and not spare
         if self._connection.draining:
             # What came along is answered too: nobody has told the client that it will not be.
             keep_alive = keep_alive and body.finished and self._receiver.pipelined
@@ -246,6 +258,10 @@ class HttpConnection:
             self._prepare_again(raw, head, response, renewal, token)
         self._heading = False
         return keep_alive
+
+    def _no_place(self) -> Response:
+        refusal = self._rules.refusal(503, "too many connections", None)
+        return refusal._replace(headers=(*refusal.headers, ("Retry-After", BUSY_S)))
 
     def _account(
         self, began: float, head: RequestHead | None, token: str | None, status: int, sent: int, span: str | None
@@ -399,8 +415,9 @@ class HttpConnection:
         if self._secure:
             return
         self._sock.shutdown(socket.SHUT_WR)
-        deadline = time.monotonic() + LINGER_S
-        self._receiver.limit_waits(LINGER_S)
+        patience = SPARE_LINGER_S if self._connection.spare else LINGER_S
+        deadline = time.monotonic() + patience
+        self._receiver.limit_waits(patience)
         while time.monotonic() < deadline and self._sock.recv(RECEIVE):
             continue
 

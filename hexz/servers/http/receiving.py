@@ -31,6 +31,8 @@ LAST_REQUEST_S = 1.0
 
 RFC 9112 section 9.6: it is answered, and the answer says that it is the last.
 """
+SPARE_HEAD_S = 1.0
+"""How long the head of a connection that has no place may take in all."""
 BODY_S = 20.0
 """How long a request's body may keep the server waiting, beyond the time that `SLOWEST_BODY` allows for its bytes."""
 SLOWEST_BODY = 4096
@@ -47,7 +49,7 @@ class Receiver:
     def __init__(self, connection: Connection, patient: bool = False, last_request_s: float | None = None) -> None:
         """A `patient` one waits for the next request as long as it takes; while draining, `last_request_s` seconds."""
         self._connection = connection
-        self._patient = patient
+        self._patient = patient and not connection.spare
         self._last_request_s = LAST_REQUEST_S if last_request_s is None else last_request_s
         self._sock = sock = connection.sock
         self._secure = isinstance(sock, ssl.SSLSocket)
@@ -95,11 +97,13 @@ class Receiver:
         return self._head_in_parts(buffer, time.monotonic())
 
     def _longest_silence(self) -> float:
+        if self._connection.spare:
+            return SPARE_HEAD_S
         fresh = not (self._connection.spoken or self._connection.adopted)
         return FIRST_HEAD_S if fresh else IDLE_S
 
     def _note_silence(self) -> None:
-        if not self._connection.spoken:
+        if not self._connection.spoken and not self._connection.spare:
             log.info(
                 "%s: no request within %g s on %s: a client of NBD would wait like that, for its server to speak first",
                 self._connection.peer, FIRST_HEAD_S, self._connection.listener.url,
@@ -121,8 +125,9 @@ class Receiver:
                 raise RequestError(400, "lines end with CR LF")  # its empty line would never come
             started = bool(buffer)
             waited = time.monotonic() - began
-            if started and waited > HEAD_S:
-                raise RequestError(408, f"the request's head took more than {HEAD_S:g} s")
+            most = SPARE_HEAD_S if self._connection.spare else HEAD_S
+            if started and waited > most:
+                raise RequestError(408, f"the request's head took more than {most:g} s")
             if self._connection.summoned:
                 self.buffer = buffer
                 return None

@@ -65,5 +65,5 @@ def _refused(status: int, message: str, _: RequestError | None) -> Response:
     return _error_answer(S3Error(code, message), "")._replace(status=status)
 
 
-RULES = Rules(_refused)
+RULES = Rules(_refused, spare_paths=frozenset())
 """S3's errors for everything that goes wrong before or behind the application."""
