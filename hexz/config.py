@@ -188,6 +188,7 @@ def _reading(group: argparse._ArgumentGroup) -> None:
         metavar="DIR",
         help="where thin snapshots may look for parents, besides their own folder; repeatable",
     )
+    group.add_argument("--no-parents", action="store_true", help="serve no snapshot that takes bytes from another file")
 
 
 def _mode(text: str) -> int:
@@ -272,6 +273,8 @@ def parse_arguments(arguments: Sequence[str]) -> Settings:
         raise UsageError("no snapshot given: hexz-serve SNAPSHOT [SNAPSHOT ...]")
     if options.cache_size < SMALLEST_CACHE:
         raise UsageError(f"--cache-size {options.cache_size}: at least 1M is needed")
+    if options.no_parents and options.parent_dir:
+        raise UsageError("--no-parents and --parent-dir contradict each other: give one of them")
     listen = _addresses(options)
     _check_exposure(options, listen)
     if (options.tls_cert is None) is not (options.tls_key is None):

@@ -25,6 +25,7 @@ __all__ = [
     "Overloaded",
     "PackageMissing",
     "ParentMissing",
+    "ParentRefused",
     "PasswordNeeded",
     "SealDamaged",
     "SealKeyNeeded",
@@ -146,6 +147,12 @@ class ParentMissing(SnapshotError):
     """A thin snapshot whose parent was not found where parents may be."""
 
     exit_status = 66
+
+
+class ParentRefused(SnapshotError):
+    """A thin snapshot that may not have its parent's bytes here."""
+
+    exit_status = 77
 
 
 class PasswordNeeded(SnapshotError):

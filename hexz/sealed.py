@@ -236,13 +236,13 @@ class SealedFile:
         self._seal.close()
 
 
-def open_storage(path: str, policy: SealPolicy, cache: SealCache) -> Storage:
-    """Open the file at `path`, through its seal if it has one.
+def open_storage(path: str, policy: SealPolicy, cache: SealCache, resolved: bool = False) -> Storage:
+    """Open the file at `path`, through its seal if it has one; `resolved` as `LocalFile` has it.
 
     Raises: SnapshotNotFound, SnapshotUnreadable, SystemFailure; SealMissing, SealKeyNeeded, SealDamaged,
     StorageError.
     """
-    file = LocalFile(path)
+    file = LocalFile(path, resolved)
     try:
         seal = _open_seal(file, policy, cache)
     except BaseException:

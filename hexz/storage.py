@@ -76,15 +76,16 @@ class LocalFile:
     watched = True
     """False where what is read is checked by other means, against which a changed time says nothing."""
 
-    def __init__(self, path: str) -> None:
-        """Open `path`.
+    def __init__(self, path: str, resolved: bool = False) -> None:
+        """Open `path`; a `resolved` one is a real path already, on which no link is followed any more.
 
         Raises: SnapshotNotFound, SnapshotUnreadable, SystemFailure (no descriptors left).
         """
         self.name = path
         try:
             # Non-blocking, so that a FIFO cannot hang the open; regular files ignore it.
-            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+            self._fd = _open_resolved(path, flags) if resolved else os.open(path, flags)
         except (FileNotFoundError, NotADirectoryError):
             raise SnapshotNotFound(path, "no such file") from None
         except PermissionError:
@@ -199,3 +200,20 @@ class LocalFile:
             self._closing = True
         if now:
             os.close(self._fd)
+
+
+def _open_resolved(path: str, flags: int) -> int:
+    """A descriptor of what is at this real path, step by step: a link that was put there meanwhile leads nowhere.
+
+    Raises: OSError.
+    """
+    *steps, name = os.path.normpath(path).lstrip("/").split("/")
+    step_flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    folder = os.open("/", step_flags)
+    try:
+        for step in steps:
+            above, folder = folder, os.open(step, step_flags, dir_fd=folder)
+            os.close(above)
+        return os.open(name, flags | os.O_NOFOLLOW, dir_fd=folder)
+    finally:
+        os.close(folder)

@@ -598,7 +598,7 @@ def test_a_family_has_one_budget_of_key_rounds(tmp_path: Path, monkeypatch: pyte
             with pytest.raises(CorruptSnapshot, match="rounds"):
                 open_snapshot(path, new_context(1 << 20, b"secret", workers=0))
             continue
-        with open_snapshot(path, new_context(1 << 20, b"secret", workers=0)) as snapshot:
+        with open_snapshot(path, new_context(1 << 20, b"secret", (str(tmp_path),), workers=0)) as snapshot:
             assert b"".join(snapshot.streams["disk"].read(0, 4096)) == b"b" * 4096
 
 

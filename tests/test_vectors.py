@@ -27,7 +27,8 @@ PIECE = 100_003
 
 def opened(vector: dict[str, Any], workers: int = 1) -> Snapshot:
     password = vectors.password(vector)
-    context = new_context(16 << 20, password.encode() if password else None, workers=workers)
+    dirs = (str(vectors.path(vector["file"]).parent),)
+    context = new_context(16 << 20, password.encode() if password else None, dirs, workers)
     return open_snapshot(str(vectors.path(vector["file"])), context)
 
 
@@ -93,7 +94,8 @@ def test_extract(name: str, tmp_path: Path) -> None:
     secret = password.encode() if password else None
 
     def run_extract(out: str, stream: str | None, undeclared: bool = False) -> Path:
-        done = extract(str(vectors.path(name)), str(tmp_path / out), stream, secret, undeclared=undeclared)
+        path = vectors.path(name)
+        done = extract(str(path), str(tmp_path / out), stream, secret, (str(path.parent),), undeclared=undeclared)
         assert undeclared or "stored" in vector or not done.left_out
         return tmp_path / out
 
@@ -118,7 +120,8 @@ def test_verify(name: str) -> None:
     vector = vectors.load()[name]
     password = vectors.password(vector)
     found: list[str] = []
-    verified = verify(str(vectors.path(name)), found.append, password.encode() if password else None)
+    path = vectors.path(name)
+    verified = verify(str(path), found.append, password.encode() if password else None, (str(path.parent),))
     if vector["expect"] == "unresolvable-parent-block":
         assert verified.damaged and found
         return
@@ -157,6 +160,10 @@ def served(
         secret = tmp_path_factory.mktemp("secret") / "password"
         secret.write_text(request.param)
         options += ["--password-file", secret]
+        # Some are plain text themselves, over parents that are not.
+        options += [
+            word for folder in {vectors.path(name).parent for name in names} for word in ("--parent-dir", folder)
+        ]
     with Server(*options, *map(vectors.path, names)) as running:
         yield running, names
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, NamedTuple
 
 from hexz.cache import BlockCache, ByteBudget, Workers
@@ -13,7 +14,7 @@ from hexz.snapshot.pages import PageCache
 if TYPE_CHECKING:
     from hexz.snapshot.snapshot import Snapshot
 
-__all__ = ["DEFAULT_CACHE", "OpenContext", "new_context"]
+__all__ = ["DEFAULT_CACHE", "OpenContext", "lies_in", "new_context"]
 
 DEFAULT_CACHE = 256 << 20
 """Bytes of decompressed blocks kept when nothing else is asked for."""
@@ -44,8 +45,19 @@ class OpenContext(NamedTuple):
     password: bytes | None = None
     parent_dirs: tuple[str, ...] = ()
     seals: SealPolicy = NO_POLICY
+    follow_parents: bool = True
+    """Snapshots that name parents are opened at all."""
     take_undeclared: bool = False
     """A stream that declares no bytes has those that its blocks hold."""
+
+    def in_parent_dirs(self, path: str) -> bool:
+        """Whether the file at this real path lies in a folder that was named as one for parents."""
+        return any(lies_in(path, os.path.realpath(folder)) for folder in self.parent_dirs)
+
+
+def lies_in(path: str, folder: str) -> bool:
+    """Whether `path` is below `folder`; both are real paths."""
+    return path != folder and os.path.commonpath((folder, path)) == folder
 
 
 def new_context(

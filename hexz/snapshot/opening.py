@@ -15,6 +15,7 @@ from hexz.errors import (
     CryptographyMissing,
     NotASnapshot,
     ParentMissing,
+    ParentRefused,
     PasswordNeeded,
     SealMismatch,
     SnapshotNotFound,
@@ -38,7 +39,7 @@ from hexz.format.index import (
 from hexz.format.records import RECORD_SIZE
 from hexz.installation import how_to_get
 from hexz.sealed import open_storage
-from hexz.snapshot.context import OpenContext
+from hexz.snapshot.context import OpenContext, lies_in
 from hexz.snapshot.identity import identify
 from hexz.snapshot.pages import RECORD_COST, PageCache
 from hexz.snapshot.snapshot import Parts, Snapshot
@@ -73,14 +74,17 @@ def open_snapshot(path: str, context: OpenContext) -> Snapshot:
 
     Raises: a SnapshotError that says what is wrong with which file; SystemFailure.
     """
-    return _open(path, context, _Family((), [], []))
-
-
-def _open(path: str, context: OpenContext, family: _Family) -> Snapshot:
     try:
-        storage = open_storage(os.path.realpath(path), context.seals, context.sealed_pieces)
+        real = os.path.realpath(path)
     except ValueError:
         raise SnapshotNotFound(repr(path), "not a possible file name") from None
+    return _open(path, real, context, _Family((), [], []))
+
+
+def _open(path: str, real: str, context: OpenContext, family: _Family) -> Snapshot:
+    """Open the file at `real`, which messages call `path`."""
+    # What was found out about the real path holds for what is opened: no link on it is followed any more.
+    storage = open_storage(real, context.seals, context.sealed_pieces, resolved=True)
     shared = context.opened.get((storage.name, storage.identity))
     if shared is not None and storage.identity not in family.line and shared.retain():
         if shared.look():
@@ -102,9 +106,15 @@ def _open(path: str, context: OpenContext, family: _Family) -> Snapshot:
             family.rounds.append(header.encryption.iterations)
             if sum(family.rounds) > MAX_ROUNDS:
                 raise CorruptSnapshot(path, f"its key and its family's take more than {MAX_ROUNDS} rounds")
+        if header.parents and not context.follow_parents:
+            named = ", ".join(map(repr, header.parents))
+            raise ParentRefused(path, f"has parents ({named}), and --no-parents was given: pack it without")
         for stored in header.parents:
-            parents.append(_open_parent(path, stored, context, _Family(line, family.opened, family.rounds)))
+            child = path, os.path.dirname(real)
+            parents.append(_open_parent(*child, stored, context, _Family(line, family.opened, family.rounds)))
         _check_family(path, parents)
+        if header.encryption is None:
+            _check_plain_text(path, "it itself is not", parents, context)
         cipher = _cipher(storage, header, context.password)
         parts = Parts(
             storage,
@@ -120,7 +130,10 @@ def _open(path: str, context: OpenContext, family: _Family) -> Snapshot:
         snapshot = Snapshot(parts, context)
         if cipher is not None:
             try:
-                _try_password(snapshot)
+                if not _try_password(snapshot):
+                    _check_plain_text(
+                        path, "it has no block that shows that its writer knew the password", parents, context
+                    )
             except BaseException:
                 for stream in snapshot.streams.values():
                     stream.pages.forget()
@@ -139,6 +152,20 @@ def _check_family(path: str, parents: Sequence[Snapshot]) -> None:
     ancestors = {ancestor.uid for parent in parents for ancestor in (parent, *parent.ancestors())}
     if any(parent.generations >= MAX_CHAIN for parent in parents) or len(ancestors) > MAX_ANCESTORS:
         raise CorruptSnapshot(path, TOO_MANY)
+
+
+def _check_plain_text(path: str, reason: str, parents: Sequence[Snapshot], context: OpenContext) -> None:
+    """See that the snapshot does not make plain text of an encrypted parent, unless that lies where parents are kept.
+
+    Whoever puts a file into a folder would otherwise read all encrypted ones in it: the password opens them.
+    """
+    for parent in parents:
+        if parent.encrypted and not context.in_parent_dirs(parent.path):
+            raise ParentRefused(
+                path,
+                f"its parent {parent.path} is encrypted, and {reason}: if its readers may have the parent's "
+                f"plain text, give --parent-dir {os.path.dirname(parent.path)}",
+            )
 
 
 def _read_structure(storage: Storage, pages: PageCache) -> tuple[Header, MasterIndex, dict[str, int]]:
@@ -235,8 +262,11 @@ def _cipher(storage: Storage, header: Header, password: bytes | None) -> BlockCi
         raise CorruptSnapshot(storage.name, str(error)) from None
 
 
-def _try_password(snapshot: Snapshot) -> None:
-    """Decrypt the first stored block: there is no other way to tell a wrong password (format.md section 6)."""
+def _try_password(snapshot: Snapshot) -> bool:
+    """Decrypt the first stored block: there is no other way to tell a wrong password (format.md section 6).
+
+    False when no block was found that could tell.
+    """
     for stream in snapshot.streams.values():
         for number in range(min(len(stream.pages.records), MAX_PAGES_PROBED)):
             page = stream.pages.read(number)
@@ -249,15 +279,16 @@ def _try_password(snapshot: Snapshot) -> None:
                         raise WrongPassword(snapshot.path, "wrong password") from None
                     except (BlockDamage, SealMismatch):
                         # Damage is not the password's fault; the block's readers will be told.
-                        return
-                    return
+                        return False
+                    return True
+    return False
 
 
-def _open_parent(child: str, stored: str, context: OpenContext, family: _Family) -> Snapshot:
-    folders = [os.path.realpath(folder) for folder in (os.path.dirname(os.path.realpath(child)), *context.parent_dirs)]
+def _open_parent(child: str, folder: str, stored: str, context: OpenContext, family: _Family) -> Snapshot:
+    folders = [folder, *map(os.path.realpath, context.parent_dirs)]
     for place in _parent_places(stored, folders):
         try:
-            return _open(place, context, family)
+            return _open(place, place, context, family)
         except SnapshotNotFound as error:
             if error.path != place:
                 raise
@@ -279,6 +310,6 @@ def _parent_places(stored: str, folders: Sequence[str]) -> list[str]:
     for root in folders:
         for candidate in (os.path.join(root, relative), os.path.join(root, os.path.basename(relative))):
             real = os.path.realpath(candidate)
-            if os.path.commonpath((root, real)) == root and real != root and real not in places:
+            if lies_in(real, root) and real not in places:
                 places.append(real)
     return places

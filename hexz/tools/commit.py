@@ -28,10 +28,11 @@ CACHE = 64 << 20
 
 
 class Committed(NamedTuple):
-    """What was written: the file's bytes, its parent, and the number of blocks of each kind."""
+    """What was written: the file's bytes, its parent and whether that is encrypted, and the blocks of each kind."""
 
     file_bytes: int
     parent: str
+    parent_encrypted: bool
     data: int
     zero: int
     inherited: int
@@ -127,7 +128,7 @@ def _write(
             size = writer.finish()
         except HeaderError as error:
             raise UsageError(f"{out}: {error}") from None
-    return Committed(size, named, counts["data"], counts["zero"], counts["parent"])
+    return Committed(size, named, base.encrypted, counts["data"], counts["zero"], counts["parent"])
 
 
 def _blocks(store: OverlayStore, size: int, changed: bool) -> Iterator[tuple[int, int, str]]:

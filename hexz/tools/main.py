@@ -180,9 +180,17 @@ def _pack(options: argparse.Namespace, opening: _Opening) -> None:
         f"{options.out}: {format_size(packed.image_bytes)} in {format_size(packed.file_bytes)}; blocks: "
         f"{packed.data} stored, {packed.repeated} repeated, {packed.zero} zero, {packed.parent} in the parent"
     )
-    if packed.parent_path is not None and os.path.isabs(packed.parent_path):
-        folder = os.path.dirname(packed.parent_path)
-        _say(f"{options.out}: its parent is in another folder: open it with --parent-dir {folder}")
+    if packed.parent_path is not None:
+        _say_how_to_open(options.out, packed.parent_path, packed.parent_encrypted)
+
+
+def _say_how_to_open(out: str, parent: str, encrypted: bool) -> None:
+    """Tell which option the thin snapshot `out` needs: its parent lies elsewhere, or is encrypted and it is not."""
+    folder = os.path.dirname(os.path.join(os.path.dirname(os.path.abspath(out)), parent))
+    if encrypted:
+        _say(f"{out}: its parent is encrypted and it itself is not: open it with --parent-dir {folder}")
+    elif os.path.isabs(parent):
+        _say(f"{out}: its parent is in another folder: open it with --parent-dir {folder}")
 
 
 def _commit(options: argparse.Namespace, opening: _Opening) -> None:
@@ -199,6 +207,7 @@ def _commit(options: argparse.Namespace, opening: _Opening) -> None:
         f"{options.out}: {format_size(done.file_bytes)} over {done.parent}; blocks: "
         f"{done.data} stored, {done.zero} zero, {done.inherited} in the parent"
     )
+    _say_how_to_open(options.out, done.parent, done.parent_encrypted)
 
 
 def _verify(paths: list[str], opening: _Opening, public_key: bytes | None) -> int:

@@ -56,6 +56,7 @@ class Packed(NamedTuple):
     zero: int
     parent: int
     parent_path: str | None
+    parent_encrypted: bool
 
 
 class _Block(NamedTuple):
@@ -114,7 +115,7 @@ def pack(
                 size = writer.finish(metadata)
             except HeaderError as error:
                 raise UsageError(f"{out}: {error}") from None
-        return Packed(packer.image_bytes, size, *packer.counts(), stored_parent)
+        return Packed(packer.image_bytes, size, *packer.counts(), stored_parent, base is not None and base.encrypted)
     finally:
         if base is not None:
             base.close()

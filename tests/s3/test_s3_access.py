@@ -19,6 +19,7 @@ import pytest
 from hexz.errors import ConfigError
 from hexz.servers.s3.access import KeyFile
 from tests.conftest import CORPUS
+from tests.crafted import Craft
 from tests.peers import ROOT, Server, need, need_module, run
 from tests.s3.serving import (
     ACCESS_KEY,
@@ -85,6 +86,48 @@ def test_keys_and_their_rights(endpoint: Endpoint) -> None:
     assert refusal(lambda: unsigned.list_objects_v2(Bucket="snap")) == (403, "AccessDenied")
     elsewhere = client_for(endpoint.url, region="eu-central-1")
     assert elsewhere.head_object(Bucket="snap", Key="disk")["ResponseMetadata"]["HTTPStatusCode"] == 200
+
+
+def test_a_key_for_some_buckets_reads_no_others_through_thin_snapshots(tmp_path: Path) -> None:
+    """A thin snapshot names any file beside it as its parent; what may be read is decided for that one's bucket."""
+    base = Craft()
+    base.data(b"b" * 4096)
+    base.page()
+    base_path = base.write(tmp_path / "base.hxz")
+    thin = Craft()
+    thin.parents = ["base.hxz"]
+    thin.parent(4096)
+    thin.page()
+    thin.metadata = json.dumps({"files": [{"path": "f", "offset": 0, "size": 4096}]}).encode()
+    thin_path = thin.write(tmp_path / "thin.hxz")
+    keys = tmp_path / "keys"
+    keys.write_text(f"{ACCESS_KEY} {SECRET}\nCHILD {SECRET} thin\nBOTH {SECRET} thin base\n")
+    options = ["--s3-port", 0, "--s3-keys-file", keys]
+
+    def answers(url: str, access_key: str) -> list[int]:
+        client = client_for(url, access_key)
+        found = []
+        for call in (client.head_object, client.get_object):
+            for key in ("disk", "files/f", "thin.hxz", "info.json"):
+                try:
+                    found.append(call(Bucket="thin", Key=key)["ResponseMetadata"]["HTTPStatusCode"])
+                except ClientError as error:
+                    found.append(error.response["ResponseMetadata"]["HTTPStatusCode"])
+        return found
+
+    own_alone = [403, 403, 200, 200] * 2
+    with Server(*options, base_path, thin_path) as server:
+        url = server.urls["s3"].replace("s3:", "http:").rstrip("/")
+        assert answers(url, "CHILD") == own_alone
+        assert answers(url, "BOTH") == answers(url, ACCESS_KEY) == [200] * 8
+        assert refusal(lambda: client_for(url, "CHILD").get_object(Bucket="thin", Key="disk")) == (403, "AccessDenied")
+    with Server(*options, thin_path) as server:  # the base has no bucket here, so nobody may read it
+        url = server.urls["s3"].replace("s3:", "http:").rstrip("/")
+        assert answers(url, "BOTH") == own_alone
+        assert answers(url, ACCESS_KEY) == [200] * 8
+    with Server(*options, "--parent-dir", tmp_path, thin_path) as server:
+        url = server.urls["s3"].replace("s3:", "http:").rstrip("/")
+        assert answers(url, "CHILD") == [200] * 8
 
 
 @pytest.mark.parametrize(

@@ -97,6 +97,11 @@ class KeyFile:
         key = self._keys.get(access_key)
         return key is not None and (key.buckets is None or not key.buckets.isdisjoint(buckets))
 
+    def may_read_all(self, access_key: str) -> bool:
+        """Whether the key is for every bucket."""
+        key = self._keys.get(access_key)
+        return key is not None and key.buckets is None
+
 
 class S3Policy:
     """The rate limit first, then the signature."""

@@ -36,6 +36,7 @@ from hexz.servers.http.objects import ARCHIVED_GUARD, OCTETS
 from hexz.servers.s3.access import KeyFile
 from hexz.servers.s3.answers import BUCKET_REGION, document_answer, refusal_of, with_ids
 from hexz.servers.s3.objects import Buckets, Objects
+from hexz.snapshot import Snapshot
 
 __all__ = ["S3Application"]
 
@@ -43,6 +44,9 @@ ALLOW = (("Allow", "GET, HEAD"),)
 MAX_REFUSED_BODY = 64 << 20
 """A body that is not wanted is read away up to so many bytes: a client cut off while it sends never sees why."""
 DISCARD = 64 << 10
+PARENTS_DENIED = (
+    "A parent of this snapshot is in no bucket that the key may read, and in no folder given with --parent-dir."
+)
 MAX_BUCKETS = 10_000
 """Most buckets of one list whose client names no number (Amazon S3 API Reference, "ListBuckets")."""
 
@@ -97,6 +101,19 @@ class S3Application:
             return True
         return self._keys.may_read(access_key, (bucket, bucket_of(bucket)))
 
+    def _check_parents(self, access_key: str | None, snapshot: Snapshot) -> None:
+        """See that a key for some buckets gets nothing out of others: a thin snapshot can name any file beside it.
+
+        Raises: S3Error.
+        """
+        if not snapshot.thin or self._keys is None or access_key is None or self._keys.may_read_all(access_key):
+            return
+        context = snapshot.context
+        paths = frozenset(one.path for one in snapshot.ancestors() if not context.in_parent_dirs(one.path))
+        names = self._buckets.names_of(paths)
+        if not all(any(self._may_read(access_key, name) for name in names.get(path, ())) for path in paths):
+            raise S3Error("AccessDenied", PARENTS_DENIED)
+
     # The service
 
     def _list_buckets(self, access_key: str | None, parameters: dict[str, str]) -> Response:
@@ -134,7 +151,10 @@ class S3Application:
         head = request.head
         if len(address.key.encode()) > MAX_KEY:
             raise S3Error("InvalidURI", "Your key is too long")
-        contents = Objects(lease).get(address.key)
+        objects = Objects(lease)
+        contents = objects.get(address.key)
+        if not objects.is_own(address.key):
+            self._check_parents(request.token, lease.snapshot)
         if parameters.get("versionId", "null") != "null":
             raise S3Error("NoSuchVersion", None, (("Key", address.key),))
         for name, (root, content) in OBJECT_READS.items():

@@ -74,6 +74,10 @@ class Objects:
             raise S3Error("NoSuchKey", None, (("Key", key),))
         return archived_contents(self._snapshot, file)
 
+    def is_own(self, key: str) -> bool:
+        """Whether the object is made of the snapshot's own file alone, of whose parents nothing is in it."""
+        return key in self._plain and key not in self._snapshot.streams
+
     def entry(self, key: str) -> Entry:
         """The object called `key`, one of `keys`, as it is listed."""
         modified = self._snapshot.mtime
@@ -117,6 +121,14 @@ class Buckets:
         except NoSuchSnapshot:
             name = None  # it went away a moment ago
         raise S3Error("NoSuchBucket", None, (("BucketName", bucket),))
+
+    def names_of(self, paths: frozenset[str]) -> dict[str, list[str]]:
+        """The snapshots that are served from these files: names by path."""
+        found: dict[str, list[str]] = {}
+        for one in self._catalog.served():
+            if one.snapshot.path in paths:
+                found.setdefault(one.snapshot.path, []).append(one.name)
+        return found
 
     def serves(self, name: str, snapshot: Snapshot) -> bool:
         """Whether `name` still means `snapshot`."""
