@@ -74,6 +74,18 @@ def test_failing_reads_and_malformed_requests_fill_no_log(tmp_path: Path) -> Non
         assert logged <= LINES * 3  # of several periods, where the machine is slow
 
 
+def test_where_files_lie_is_for_the_log_alone(tmp_path: Path) -> None:
+    path, position = damaged(tmp_path)
+    with Server("--nbd-port", 0, path) as server:
+        client = Client(("127.0.0.1", server.nbd_port)).negotiate("structured")
+        client.go("")
+        told = b"".join(payload for _, _, payload in client.request(c.CMD_READ, position, 512).chunks)
+        client.sock.close()
+        assert b"damaged" in told and str(tmp_path).encode() not in told and path.name.encode() not in told
+        server.stop()
+        assert str(path) in server.stderr()
+
+
 def test_a_kind_is_heard_again_when_its_period_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr(limited.time, "monotonic", lambda: now[0])

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import NamedTuple, Union
 
-from hexz.errors import HexzError
+from hexz.errors import BlockError, HexzError
 from hexz.metrics import SnapshotMetrics
 from hexz.protocol.nbd import constants as c
 from hexz.protocol.nbd.replies import SIMPLE_REPLY, Buffer, ChunkedReplies, simple_error
@@ -113,7 +113,11 @@ class Outbox:
         """Queue the news that the request failed for want of good data."""
         log.warning("%s: %s", self._peer, error)
         self._counting.trouble(error)
-        self.put_error(cookie, offset, error.nbd_errno if isinstance(error, HexzError) else c.NBD_EIO, str(error))
+        number = error.nbd_errno if isinstance(error, HexzError) else c.NBD_EIO
+        told = "the snapshot cannot be read"  # where files lie on the server is for the log alone
+        if isinstance(error, BlockError):
+            told = f"the {error.stream} block at {error.position} is damaged"
+        self.put_error(cookie, offset, number, told)
 
     def put_read(self, read: Read) -> None:
         """Queue the reply to a read, decompressing here what is missing; a long one is sent at once."""
