@@ -7,7 +7,6 @@ import hmac
 import json
 import logging
 import os
-import re
 import threading
 import time
 from collections import OrderedDict
@@ -16,6 +15,7 @@ from typing import NamedTuple
 
 from hexz.errors import ConfigError, UnitError, UsageError
 from hexz.exposure import OWN, Grant
+from hexz.logfile import open_log
 from hexz.protocol.http.head import RequestHead
 from hexz.protocol.http.responses import Response, error_response
 from hexz.units import parse_size
@@ -31,7 +31,6 @@ MAX_CLIENTS = 65536
 """Client addresses whose rates are remembered; beyond it the one unseen for longest is forgotten."""
 OPEN_PATHS = frozenset({"/healthz", "/readyz"})
 """What anybody may ask: supervisors have no token."""
-_SIGNATURE = re.compile(r"(X-Amz-Signature=)[^&]*")
 
 
 class Tokens:
@@ -233,21 +232,15 @@ class AccessLog:
         Raises: ConfigError.
         """
         self._path = path
-        self._fd = self._open()
+        self._fd = open_log(path)
         self._failing = False
-
-    def _open(self) -> int:
-        try:
-            return os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        except OSError as error:
-            raise ConfigError(f"{self._path}: cannot write the access log: {error.strerror}") from None
 
     def reopen(self) -> None:
         """Open the file by its name again.
 
         Raises: ConfigError, and then the old one goes on being used.
         """
-        fresh = self._open()
+        fresh = open_log(self._path)
         os.dup2(fresh, self._fd, inheritable=False)
         os.close(fresh)
 
@@ -261,8 +254,7 @@ class AccessLog:
                 "token": entry.token,
                 "method": head.method if head else None,
                 "host": head.headers.get("host") if head else None,
-                # A signed URL is good for whoever reads it here.
-                "path": _SIGNATURE.sub(r"\1...", head.target) if head else None,
+                "path": head.shown if head else None,
                 "range": entry.range,
                 "status": entry.status,
                 "bytes": entry.size,

@@ -20,6 +20,7 @@ FLOORS = [
         "hexz.jsontext",
         "hexz.installation",
         "hexz.printable",
+        "hexz.logfile",
         "hexz.exposure",
         "hexz.arguments",
         "hexz.__init__",

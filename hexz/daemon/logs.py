@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
-import stat
 import sys
 from collections.abc import Iterator
 
 from hexz.daemon.limited import LimitedHandler
-from hexz.errors import ConfigError
+from hexz.logfile import open_log
 from hexz.printable import CONTROLS
 
-__all__ = ["LogFiles", "candidate_folders", "open_log", "set_up_logging"]
+__all__ = ["LogFiles", "candidate_folders", "set_up_logging"]
 
 _PLAIN = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 _PRIORITIES = {"DEBUG": 7, "INFO": 6, "WARNING": 4, "ERROR": 3, "CRITICAL": 2}
@@ -79,32 +77,6 @@ def candidate_folders() -> Iterator[str]:
     for folder in (os.environ.get("XDG_RUNTIME_DIR"), os.environ.get("TMPDIR"), "/tmp"):
         if folder and os.path.isabs(folder) and os.path.isdir(folder):
             yield folder
-
-
-def open_log(path: str) -> int:
-    """A descriptor that appends to `path`, which is created with mode 0600 and must be a plain file of our own.
-
-    Raises: ConfigError.
-    """
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-    try:
-        fd = os.open(path, flags, 0o600)
-    except OSError as error:
-        reason = "is a symbolic link" if error.errno == errno.ELOOP else error.strerror
-        raise ConfigError(f"{path}: cannot log there: {reason}") from None
-    status = os.fstat(fd)
-    trouble = None
-    if not stat.S_ISREG(status.st_mode):
-        trouble = "is not a plain file"
-    elif status.st_uid != os.geteuid():
-        trouble = "belongs to somebody else"
-    elif status.st_nlink != 1:
-        trouble = "has several names"
-    if trouble is not None:
-        os.close(fd)
-        raise ConfigError(f"{path}: cannot log there: {trouble}")
-    os.fchmod(fd, 0o600)
-    return fd
 
 
 class LogFiles:

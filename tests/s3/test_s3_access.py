@@ -311,6 +311,30 @@ def test_keys_and_the_anonymous(snapshot_file: Path, tmp_path: Path) -> None:
         assert client_for(url).list_buckets()["Buckets"]
 
 
+def test_no_log_has_a_signature_that_opens_anything(tmp_path: Path) -> None:
+    """Neither the access log nor what the daemon says about a failure, however the parameter's name is written."""
+    craft = Craft()
+    craft.data(b"a" * 4096)
+    craft.page()
+    damaged = bytearray(craft.finish())
+    damaged[4100] ^= 255
+    snapshot, log = tmp_path / "hurt.hxz", tmp_path / "log"
+    snapshot.write_bytes(damaged)
+    keys = write_keys(tmp_path)
+    with Server("--s3-port", 0, "--s3-keys-file", keys, "--access-log", log, snapshot) as server:
+        url = server.urls["s3"].replace("s3:", "http:").rstrip("/")
+        client = client_for(url, config={"signature_version": "s3v4"})
+        link = client.generate_presigned_url("get_object", {"Bucket": "hurt", "Key": "disk"})
+        signature = link.partition("X-Amz-Signature=")[2].partition("&")[0]
+        for asked in (link, link.replace("Signature=", "%53ignature=")):
+            assert fetch(asked)[0] == 500
+        wait_until(lambda: len(log.read_text().splitlines()) == 2)
+        said = server.stderr()
+    assert len(signature) == 64 and "CRC-32" in said
+    assert signature not in said and signature not in log.read_text()
+    assert said.count("ignature=...") == 2
+
+
 BAD_FILES = {
     "": "has no key",
     "# nothing\n": "has no key",
@@ -318,6 +342,10 @@ BAD_FILES = {
     "KEY short\n": "line 1",
     "KEY a-secret-of-some-length\nKEY a-secret-of-some-length\n": "line 2",
     "\u00e9\u00e9\u00e9 a-secret-of-some-length\n": "line 1",
+    # Whoever means a bucket, or hides one for a while, opens all of them.
+    "KEY a-secret-of-some-length #bucket\n": "'#bucket' a bucket or a comment",
+    "KEY a-secret-of-some-length one #two\n": "'#two' a bucket or a comment",
+    "KEY #a-secret-of-some-length\n": "'#a-secret-of-some-length' a bucket",
 }
 
 
@@ -332,7 +360,7 @@ def test_keys_files(tmp_path: Path) -> None:
         KeyFile(str(path))
     with pytest.raises(ConfigError, match="No such file"):
         KeyFile(str(tmp_path / "none"))
-    path.write_text("A#B secret#with#signs-in-it  bucket # comment\n")
+    path.write_text("#C a-secret-of-some-length\nA#B secret#with#signs-in-it  bucket # a comment #1\n")
     keys = KeyFile(str(path))
     assert keys.may_read("A#B", ["bucket"])
     assert not keys.may_read("A#B", ["other"])

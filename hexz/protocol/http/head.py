@@ -71,6 +71,17 @@ class RequestHead(NamedTuple):
         return [decode_path(part) for part in self.path.split("/")[1:]]
 
     @property
+    def shown(self) -> str:
+        """The target as logs may have it: a signed URL is good for whoever reads it, so its signature is blank.
+
+        Spec: Signature Version 4, "Authenticating requests: using query parameters".
+        """
+        before, mark, query = self.target.partition("?")
+        if not mark:
+            return self.target
+        return before + mark + "&".join(map(_blanked, query.split("&")))
+
+    @property
     def keep_alive(self) -> bool:
         """Whether the client wants another request on this connection (RFC 9112 section 9.3)."""
         connection = self.headers.get("connection")
@@ -78,6 +89,13 @@ class RequestHead(NamedTuple):
             return self.minor > 0
         options = {option.strip().lower() for option in connection.split(",")}
         return "close" not in options and (self.minor > 0 or "keep-alive" in options)
+
+
+def _blanked(pair: str) -> str:
+    name, equals, _ = pair.partition("=")
+    # An escaped name signs as well as the plain one.
+    secret = equals and unquote_to_bytes(name).lower() == b"x-amz-signature"
+    return f"{name}=..." if secret else pair
 
 
 class Framing(NamedTuple):

@@ -72,7 +72,7 @@ class _Audit:
             who, level = entry.token or "refused", logging.WARNING if cause else logging.INFO
             trusted = {"each": entry.token is not None}
             log.log(
-                level, "%s: %s %s: %d%s", who, entry.head.method, entry.head.target, entry.status, cause, extra=trusted
+                level, "%s: %s %s: %d%s", who, entry.head.method, entry.head.shown, entry.status, cause, extra=trusted
             )
 
 

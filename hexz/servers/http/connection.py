@@ -366,17 +366,17 @@ class HttpConnection:
         except HexzError as error:
             return self._failure(request.head, error)
         except OSError as error:
-            log.warning("%s: %s: %s", request.peer, request.head.target, error)
+            log.warning("%s: %s: %s", request.peer, request.head.shown, error)
             return self._rules.refusal(500, "the system failed", None)
         except Exception:
-            log.exception("%s: %s: unexpected trouble", request.peer, request.head.target)
+            log.exception("%s: %s: unexpected trouble", request.peer, request.head.shown)
             return self._rules.refusal(500, "the server failed", None)
 
     def _failure(self, head: RequestHead, error: HexzError) -> Response:
         """The response to trouble; where files lie on the server is for the log alone."""
         if error.http_status < 500:
             return self._rules.refusal(error.http_status, str(error), None)
-        log.warning("%s: %s: %s", self._connection.peer, head.target, error)
+        log.warning("%s: %s: %s", self._connection.peer, head.shown, error)
         self._counting.trouble(error)
         if isinstance(error, BlockError):
             message = f"the {error.stream} block at {error.position} is damaged"
@@ -393,7 +393,7 @@ class HttpConnection:
             return response
         except HexzError as error:
             if self._sender.total:
-                log.warning("%s: %s: %s", self._connection.peer, head.target, error)
+                log.warning("%s: %s: %s", self._connection.peer, head.shown, error)
                 self._counting.trouble(error)
                 raise ConnectionAbortedError("hanging up in the middle of a response") from error
             failed = self._failure(head, error)._replace(done=response.done, purpose=response.purpose)

@@ -68,11 +68,11 @@ class ImagesApplication:
             response = json_answer({"error": str(error)}, 503, ("Retry-After", str(RETRY_AFTER_S)))
         except HexzError as error:
             if error.http_status >= 500:
-                log.warning("%s: %s: %s", request.peer, request.head.target, error)
+                log.warning("%s: %s: %s", request.peer, request.head.shown, error)
             retry = (("Retry-After", str(RETRY_AFTER_S)),) if error.http_status == 503 else ()
             response = json_answer({"error": _told(error)}, error.http_status, *retry)
         except OSError as error:
-            log.warning("%s: %s: %s", request.peer, request.head.target, error)
+            log.warning("%s: %s: %s", request.peer, request.head.shown, error)
             response = json_answer({"error": "the system failed"}, 500)
         _read_away(request)
         return response._replace(purpose=UNNAMED)

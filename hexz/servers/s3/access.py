@@ -29,8 +29,18 @@ class _Key(NamedTuple):
     buckets: frozenset[str] | None  # None for all
 
 
+def _words(line: str) -> list[str]:
+    """What stands before a comment."""
+    words = line.split()
+    if words and words[0].startswith("#"):
+        return []
+    return words[: words.index("#")] if "#" in words else words
+
+
 class KeyFile:
-    """Access keys from a file of ``ACCESS_KEY SECRET [BUCKET ...]`` lines; ``#`` begins a comment.
+    """Access keys from a file of ``ACCESS_KEY SECRET [BUCKET ...]`` lines.
+
+    A line that begins with ``#`` is a comment, and so is what follows a ``#`` that stands alone.
 
     A key with buckets may read these alone.
     """
@@ -53,9 +63,15 @@ class KeyFile:
             raise ConfigError(f"{self._path}: cannot read the keys: {reason}") from None
         found: dict[str, _Key] = {}
         for number, line in enumerate(lines, 1):
-            words = re.sub(r"(^|\s)#.*", "", line).split()
+            words = _words(line)
             if not words:
                 continue
+            odd = next((word for word in words if word.startswith("#")), None)
+            if odd is not None:  # who meant a bucket would open all of them
+                raise ConfigError(
+                    f"{self._path}: line {number}: is {odd!r} a bucket or a comment?  "
+                    "Comments have a line of their own, or a blank behind the #"
+                )
             access_key, secret = words[0], words[1] if len(words) > 1 else ""
             if access_key in found or not _ACCESS_KEY.fullmatch(access_key) or len(secret) < SMALLEST_SECRET:
                 raise ConfigError(
