@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import hmac
+import ipaddress
 import json
 import logging
 import os
+import re
 import threading
 import time
 from collections import OrderedDict
@@ -17,10 +20,21 @@ from hexz.errors import ConfigError, UnitError, UsageError
 from hexz.exposure import OWN, Grant
 from hexz.logfile import open_log
 from hexz.protocol.http.head import RequestHead
+from hexz.protocol.http.origin import authority_of, is_foreign_write, parse_ip
 from hexz.protocol.http.responses import Response, error_response
 from hexz.units import parse_size
 
-__all__ = ["AccessEntry", "AccessLog", "Gate", "RateLimit", "Tokens", "parse_rate_limit"]
+__all__ = [
+    "AccessEntry",
+    "AccessLog",
+    "Gate",
+    "RateLimit",
+    "Refusal",
+    "Tokens",
+    "foreign_write",
+    "parse_rate_limit",
+    "wrong_host",
+]
 
 log = logging.getLogger("hexz.access")
 
@@ -31,6 +45,8 @@ MAX_CLIENTS = 65536
 """Client addresses whose rates are remembered; beyond it the one unseen for longest is forgotten."""
 OPEN_PATHS = frozenset({"/healthz", "/readyz"})
 """What anybody may ask: supervisors have no token."""
+MAX_SHOWN = 253
+"""Characters of a host's name that a refusal repeats: so many are possible (RFC 1035 section 2.3.4)."""
 
 
 class Tokens:
@@ -151,6 +167,32 @@ class _Limiter:
                 allowance.size -= size
 
 
+class Refusal(NamedTuple):
+    """Why a request goes no further: a status, a line for the client, headers."""
+
+    status: int
+    message: str
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+def foreign_write(head: RequestHead) -> Refusal | None:
+    """403 for a write that a page of another origin has sent."""
+    if not is_foreign_write(head):
+        return None
+    return Refusal(403, "pages of other origins may change nothing here")
+
+
+def wrong_host(head: RequestHead, grant: Grant) -> Refusal | None:
+    """421 (RFC 9110 section 15.5.20) for who shows no token and asks for a name that is none of the listener's."""
+    authority = authority_of(head)
+    if grant.hosts is None or grant.hosts.admits(authority):
+        return None
+    host = re.sub(r":[0-9]*\Z", "", authority)[:MAX_SHOWN]
+    if not host:
+        return Refusal(421, "a Host header is needed that names this server")
+    return Refusal(421, f"this server does not go by the name {host}: if it should, start it with --host-name {host}")
+
+
 class Gate:
     """Decides who is let in: tokens if there are any, and the rate limit if there is one."""
 
@@ -159,22 +201,34 @@ class Gate:
         self._limiter = _Limiter(limit) if limit is not None and any(limit) else None
 
     def admit(self, head: RequestHead, peer: str, grant: Grant = OWN) -> tuple[str | None, Response | None]:
-        """The name of the token used, and a refusal (401, 429) if there is one; `grant` is that of the listener."""
-        if self._limiter is not None:
-            wait = self._limiter.wait_for(_address(peer))
-            if wait:
-                retry = ("Retry-After", str(int(wait) + 1))
-                return None, error_response(429, "more requests than this client may make", (retry,))
-        if self._tokens is None or head.path in OPEN_PATHS:
-            return None, None
-        if grant.anonymous and "authorization" not in head.headers:
-            return None, None
+        """The name of the token used, and a refusal if there is one; `grant` is that of the listener."""
+        name, refusal = self._judge(head, peer, grant)
+        return name, error_response(*refusal) if refusal is not None else None
+
+    def _judge(self, head: RequestHead, peer: str, grant: Grant) -> tuple[str | None, Refusal | None]:
+        refusal = self.limit(peer) or foreign_write(head)
+        if refusal is not None or head.path in OPEN_PATHS:
+            return None, refusal
+        if self._tokens is None or (grant.anonymous and "authorization" not in head.headers):
+            return None, wrong_host(head, grant)
         scheme, _, token = head.headers.get("authorization", "").partition(" ")
         name = self._tokens.name_of(token.strip()) if scheme.lower() == "bearer" else None
         if name is None:
             challenge = ("WWW-Authenticate", 'Bearer realm="hexz-serve"')
-            return None, error_response(401, "a bearer token is needed", (challenge,))
+            return None, Refusal(401, "a bearer token is needed", (challenge,))
         return name, None
+
+    def charge(self, peer: str) -> Response | None:
+        """Count a request that `admit` is not asked about; a refusal (429) if there were too many."""
+        refusal = self.limit(peer)
+        return error_response(*refusal) if refusal is not None else None
+
+    def limit(self, peer: str) -> Refusal | None:
+        """Count a request of `peer`; 429 if there were too many."""
+        wait = self._limiter.wait_for(_address(peer)) if self._limiter is not None else 0.0
+        if not wait:
+            return None
+        return Refusal(429, "more requests than this client may make", (("Retry-After", str(int(wait) + 1)),))
 
     def renewal(self, peer: str) -> Callable[[], bool]:
         """Asked before a request of `peer` is admitted: what later admits another one like it, at less cost.
@@ -203,8 +257,17 @@ class Gate:
             self._limiter.sent(_address(peer), size)
 
 
+@functools.lru_cache(maxsize=1024)
 def _address(peer: str) -> str:
-    return peer.rpartition(":")[0] or peer
+    """What a peer (``ADDRESS:PORT``) is counted as: its address; of IPv6 the network, which is one customer's.
+
+    A /64 is the least that anybody is given (RFC 6177, RFC 7421), and has 2^64 addresses.
+    """
+    host = peer.rpartition(":")[0] or peer
+    address = parse_ip(host)
+    if isinstance(address, ipaddress.IPv6Address):
+        return str(ipaddress.IPv6Address(int(address) >> 64 << 64))
+    return host if address is None else str(address)
 
 
 class AccessEntry(NamedTuple):

@@ -11,6 +11,7 @@ from hexz import __version__
 from hexz.arguments import Parser, size
 from hexz.errors import UsageError
 from hexz.exposure import Access, parse_anonymous, tcp_place
+from hexz.protocol.http.origin import is_host_name
 from hexz.secrets import credential
 from hexz.servers.addresses import Address, TcpAddress, UnixAddress
 
@@ -73,6 +74,13 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _host_name(text: str) -> str:
+    name = text.lower()
+    if not is_host_name(name):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a host's name or address; it has no port")
+    return name
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="hexz-serve",
@@ -107,6 +115,14 @@ def _listening(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--http-socket", metavar="PATH", help="serve HTTP on this unix socket")
     group.add_argument("--nbd-socket", metavar="PATH", help="serve NBD on this unix socket")
     group.add_argument("--bind", default="127.0.0.1", metavar="ADDR", help="address to listen on (default %(default)s)")
+    group.add_argument(
+        "--host-name",
+        type=_host_name,
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a name that clients without token or key may ask for, besides localhost and --bind's; repeatable",
+    )
     group.add_argument(
         "--allow-anonymous",
         action="append",
@@ -327,6 +343,8 @@ def access_of(options: argparse.Namespace) -> Access:
         parse_anonymous(options.allow_anonymous),
         {"http": tls, "s3": tls, "nbd": options.nbd_tls or tls},
         images=options.images_dir is not None,
+        names=[options.bind, *options.host_name],
+        domains=options.s3_domain,
     )
 
 

@@ -6,16 +6,15 @@ unix socket, may do without.  One that a network reaches needs its protocol's lo
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Collection, Iterable, Mapping
 from enum import Enum
-from typing import NamedTuple, Union
+from typing import NamedTuple
 
 from hexz.errors import UsageError
+from hexz.protocol.http.origin import Hosts, IpAddress, parse_ip
 
 __all__ = ["LOCKS", "OWN", "Access", "Anonymous", "Grant", "Lock", "Place", "Reach", "parse_anonymous", "tcp_place"]
 
-IpAddress = Union[ipaddress.IPv4Address, ipaddress.IPv6Address]
 PROTOCOLS = ("http", "nbd", "s3")
 
 
@@ -58,13 +57,9 @@ class Place(NamedTuple):
 
 def tcp_place(host: str, said: str) -> Place:
     """The place of a TCP listener at `host`: an address, or a name, of which only ``localhost`` is known to be near."""
-    try:
-        address = ipaddress.ip_address(host.partition("%")[0])
-    except ValueError:
-        return Place(Reach.LOOPBACK if host == "localhost" else Reach.NETWORK, said)
-    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
-    address = mapped or address
-    return Place(Reach.LOOPBACK if address.is_loopback else Reach.NETWORK, said, address)
+    address = parse_ip(host)
+    near = host == "localhost" if address is None else address.is_loopback
+    return Place(Reach.LOOPBACK if near else Reach.NETWORK, said, address)
 
 
 class Anonymous(NamedTuple):
@@ -94,10 +89,12 @@ class Grant(NamedTuple):
 
     `anonymous`: they may read although there are tokens or keys; without any, everybody may.
     `writes`: they may write to registered images that have no token of their own.
+    `hosts`: the names that they may ask for, None for any.
     """
 
     anonymous: bool = False
     writes: bool = True
+    hosts: Hosts | None = None
 
     def lets_write(self, token: str | None) -> bool:
         """Whether a client may write who was let in by `token`, or by none."""
@@ -117,15 +114,20 @@ class Access:
         anonymous: Anonymous = Anonymous(),  # noqa: B008  (a value)
         tls: Mapping[str, str] | None = None,
         images: bool = False,
+        names: Collection[str] = (),
+        domains: Collection[str] = (),
     ) -> None:
         """`locked` are the protocols whose locks are given; `images` says that images can be registered.
 
-        `tls` has ``off``, ``optional`` or ``required`` for each protocol.
+        `tls` has ``off``, ``optional`` or ``required`` for each protocol.  `names`, and `domains` with all that is
+        below them, are hosts that clients may ask for.
         """
         self._locked = frozenset(locked)
         self._anonymous = anonymous
         self._tls = tls or {}
         self._images = images
+        self._names = names
+        self._domains = domains
         self._networked: set[str] = set()  # protocols that were granted places that a network reaches
 
     def grant(self, protocol: str, place: Place) -> Grant:
@@ -137,7 +139,9 @@ class Access:
         if place.reach is Reach.NETWORK:
             self._networked.add(protocol)
             self._check_network(protocol, place)
-        return Grant(not locked or self._opened(protocol), not locked and place.reach is not Reach.NETWORK)
+        # No page's name can be made to lead to a unix socket.
+        hosts = Hosts(self._names, self._domains, place.address) if place.reach is not Reach.SOCKET else None
+        return Grant(not locked or self._opened(protocol), not locked and place.reach is not Reach.NETWORK, hosts)
 
     def _opened(self, protocol: str) -> bool:
         """Whether --allow-anonymous names it: alone it opens what has no lock, and takes no lock away."""

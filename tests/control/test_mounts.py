@@ -135,7 +135,7 @@ def test_umount_says_when_somebody_goes_on_reading(daemon: Controlled, disk_imag
         slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 << 10)  # so that the rest stays with the server
         slow.settimeout(60)
         slow.connect(("127.0.0.1", int(daemon.http.rpartition(":")[2])))
-        slow.sendall(b"GET /disk HTTP/1.1\r\nHost: slow\r\nConnection: close\r\n\r\n")
+        slow.sendall(b"GET /disk HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
         reply = slow.recv(1000)
         answer = daemon.ask("DELETE", "/api/v1/mount?mountpoint=/snap&drain_timeout=0.1")
         assert answer.status == 500 and "still read" in answer.message

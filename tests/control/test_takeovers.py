@@ -187,7 +187,7 @@ def slow_reader(url: str) -> socket.socket:
     slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 << 10)  # so that the rest stays with the server
     slow.settimeout(WAIT_S)
     slow.connect(("127.0.0.1", int(url.rstrip("/").rpartition(":")[2])))
-    slow.sendall(b"GET /disk HTTP/1.1\r\nHost: slow\r\n\r\n")
+    slow.sendall(b"GET /disk HTTP/1.1\r\nHost: localhost\r\n\r\n")
     slow.recv(1000)
     return slow
 
@@ -298,7 +298,7 @@ def test_connections_go_along_in_whatever_phase_they_are(
         return sock
 
     def ranged(start: int) -> bytes:
-        return f"GET /disk HTTP/1.1\r\nHost: x\r\nRange: bytes={start}-{start + 99}\r\n\r\n".encode()
+        return f"GET /disk HTTP/1.1\r\nHost: localhost\r\nRange: bytes={start}-{start + 99}\r\n\r\n".encode()
 
     def answer(sock: socket.socket, start: int) -> None:
         head = b""
@@ -361,7 +361,7 @@ def test_who_has_only_just_come_by_tls_gets_an_answer(
         with context.wrap_socket(plain, server_hostname="127.0.0.1") as late:
             late.sendall(b"GET /info HTTP/1.1\r\n")
             assert not select.select([late], [], [], 1.5)[0]  # longer than any receive waits
-            late.sendall(b"Host: x\r\n\r\n")
+            late.sendall(b"Host: localhost\r\n\r\n")
             answer = b"".join(iter(lambda: late.recv(65536), b""))
             assert answer.startswith(b"HTTP/1.1 200 ") and b"Connection: close" in answer
     assert chain.now.process.wait(WAIT_S) == 0

@@ -15,7 +15,7 @@ import threading
 
 CLIENTS = 6
 PATIENCE_S = 60
-REQUEST = b"GET /disk HTTP/1.1\r\nHost: load\r\nRange: bytes=4096-8191\r\nConnection: close\r\n\r\n"
+REQUEST = b"GET /disk HTTP/1.1\r\nHost: localhost\r\nRange: bytes=4096-8191\r\nConnection: close\r\n\r\n"
 
 
 def ask(address: str, expected: bytes) -> str:

@@ -138,10 +138,10 @@ class Client:
         """A request and the body of its answer, None for any."""
         path, _, place = self.kind.ask.partition(" ")
         if not place:
-            return f"GET {path} HTTP/1.1\r\nHost: a\r\n\r\n".encode(), None
+            return f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode(), None
         length = self._random.choice((100, 4096, 30_000))
         start = self._random.randrange(1 << 20 if place == "near" else len(self._image) - length)
-        head = f"GET {path} HTTP/1.1\r\nHost: a\r\nRange: bytes={start}-{start + length - 1}\r\n\r\n"
+        head = f"GET {path} HTTP/1.1\r\nHost: localhost\r\nRange: bytes={start}-{start + length - 1}\r\n\r\n"
         return head.encode(), self._image[start : start + length]
 
     def _answer(self, expected: bytes | None) -> bool:

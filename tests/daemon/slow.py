@@ -19,7 +19,7 @@ def main(folder: str, expected: str) -> int:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 << 10)  # so that the rest stays with the server
         sock.settimeout(PATIENCE_S)
         sock.connect(("127.0.0.1", 8080))
-        sock.sendall(b"GET /disk HTTP/1.1\r\nHost: slow\r\nConnection: close\r\n\r\n")
+        sock.sendall(b"GET /disk HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
         reply = sock.recv(1000)
         open(f"{folder}/begun", "w").close()
         while not os.path.exists(f"{folder}/enough"):

@@ -94,7 +94,7 @@ def test_clients_notice_nothing(
             assert attached.stdin is not None and attached.stdout is not None
             idle = session.get(f"{server.http}/disk", headers={"Range": "bytes=0-511"}, timeout=DEADLINE_S)
             assert idle.content == image[:512]
-            slow.sendall(b"GET /disk HTTP/1.1\r\nHost: test\r\n\r\n")
+            slow.sendall(b"GET /disk HTTP/1.1\r\nHost: localhost\r\n\r\n")
             begin = slow.recv(1024)
 
             clock.set(jump)

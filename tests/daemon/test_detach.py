@@ -210,7 +210,7 @@ def test_closed_standard_descriptors_become_nobody_elses(host: Host, snapshot_fi
             assert not [name for name in opened if name.startswith("socket:")], opened
             with socket.socket(socket.AF_UNIX) as client:
                 client.connect(str(path))
-                client.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+                client.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
                 assert client.recv(1000).startswith(b"HTTP/1.1 200 ")
             assert host.command("--stop", "--pid-file", own).returncode == 0
             assert started.wait(DEADLINE_S) == 0
@@ -349,7 +349,7 @@ def test_a_second_signal_ends_the_patience(host: Host, snapshot_file: Path) -> N
     pid, url = host.start("--drain-timeout", 60, snapshot_file)
     with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2]))) as stuck:
         stuck.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 << 10)
-        stuck.sendall(b"GET /disk HTTP/1.1\r\nHost: x\r\n\r\n")
+        stuck.sendall(b"GET /disk HTTP/1.1\r\nHost: localhost\r\n\r\n")
         stuck.recv(1)
         log = host.runtime / "hexz-serve.log"
         os.kill(pid, signal.SIGTERM)

@@ -14,7 +14,7 @@ import pytest
 from tests.peers import Server
 
 DEADLINE_S = 30.0
-HEALTH = b"GET /healthz HTTP/1.1\r\nHost: test\r\n\r\n"
+HEALTH = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
 class Place:
@@ -81,7 +81,7 @@ def test_who_stays_silent_does_not_hold_it_up(place: Place) -> None:
 def test_a_slow_download_ends_whole(place: Place, disk_image: Path) -> None:
     image = disk_image.read_bytes()
     with place.connect(receive_buffer=64 << 10) as slow:
-        slow.sendall(b"GET /disk HTTP/1.1\r\nHost: test\r\n\r\n")
+        slow.sendall(b"GET /disk HTTP/1.1\r\nHost: localhost\r\n\r\n")
         begin = slow.recv(1024)
         place.begin_to_stop()
         assert place.server.process.poll() is None
@@ -91,7 +91,7 @@ def test_a_slow_download_ends_whole(place: Place, disk_image: Path) -> None:
 
 def test_a_second_signal_ends_the_patience(place: Place) -> None:
     with place.connect(receive_buffer=64 << 10) as stuck:
-        stuck.sendall(b"GET /disk HTTP/1.1\r\nHost: test\r\n\r\n")
+        stuck.sendall(b"GET /disk HTTP/1.1\r\nHost: localhost\r\n\r\n")
         stuck.recv(1024)
         place.begin_to_stop()
         place.server.process.send_signal(signal.SIGTERM)

@@ -157,7 +157,7 @@ def test_what_the_manager_keeps_is_used_again(
         early.settimeout(DEADLINE_S)
         early.connect(address)  # while nobody runs
         manager.start(*where, snapshot_file)
-        early.sendall(b"GET /healthz HTTP/1.1\r\nHost: test\r\n\r\n")
+        early.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert early.recv(1000).startswith(b"HTTP/1.1 200 ")
 
 
@@ -186,7 +186,7 @@ def test_signs_of_life_go_on_while_it_drains(manager: Manager, snapshot_file: Pa
     with socket.socket(socket.AF_UNIX) as slow:
         slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 << 10)
         slow.connect(path)
-        slow.sendall(b"GET /disk HTTP/1.1\r\nHost: test\r\n\r\n")
+        slow.sendall(b"GET /disk HTTP/1.1\r\nHost: localhost\r\n\r\n")
         slow.recv(1024)
         manager.wait_for("WATCHDOG")
         service.send_signal(signal.SIGTERM)

@@ -61,7 +61,7 @@ class Reader:
         self.got.clear()
         span = f"bytes={self.start}-{self.start + LENGTH - 1}"
         self.asked = time.perf_counter()
-        self.sock.send(f"GET /disk HTTP/1.1\r\nHost: h\r\nRange: {span}\r\n\r\n".encode())
+        self.sock.send(f"GET /disk HTTP/1.1\r\nHost: localhost\r\nRange: {span}\r\n\r\n".encode())
 
     def receive(self) -> float | None:
         """Seconds that the answer took once it is whole."""
@@ -91,7 +91,7 @@ class Slow:
 
     def _new(self) -> socket.socket:
         sock = socket.create_connection(self._address)
-        sock.send(b"GET /disk HTTP/1.1\r\nHost: h\r\nX-Slow: ")
+        sock.send(b"GET /disk HTTP/1.1\r\nHost: localhost\r\nX-Slow: ")
         return sock
 
     def drip(self) -> None:
@@ -168,7 +168,7 @@ class Crowd:
         for sock in self.deaf:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             sock.connect(address)
-            sock.send(b"GET /disk HTTP/1.1\r\nHost: h\r\n\r\n")
+            sock.send(b"GET /disk HTTP/1.1\r\nHost: localhost\r\n\r\n")
         self.slow = Slow(address, SLOW)
 
     def _ask_all(self, source: random.Random) -> None:

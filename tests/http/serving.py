@@ -91,7 +91,7 @@ class Client:
 
 
 def request(method: str, target: str, headers: dict[str, str] | None = None, version: str = "1.1") -> bytes:
-    fields = "".join(f"{name}: {value}\r\n" for name, value in {"Host": "h", **(headers or {})}.items())
+    fields = "".join(f"{name}: {value}\r\n" for name, value in {"Host": "localhost", **(headers or {})}.items())
     return f"{method} {target} HTTP/{version}\r\n{fields}\r\n".encode("latin-1")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
 import ssl
@@ -178,6 +179,42 @@ def test_a_client_that_reads_too_much(snapshot_file: Path, clock: Clock, disk: b
         assert client.ask("GET", "/disk", RANGED).status == 206
 
 
+def test_a_network_of_ipv6_is_one_client(clock: Clock) -> None:
+    """RFC 6177: a /64 is the least that a customer has.  An IPv4 address in IPv6 clothes is that address."""
+    gate = Gate(None, RateLimit(5, 0))
+
+    def admitted(*peers: str) -> int:
+        return sum(gate.charge(peer) is None for peer in peers for _ in range(3))
+
+    assert admitted(*(f"2001:db8::{number:x}:5000" for number in range(20))) == 5
+    assert admitted("2001:db8:0:1::1:5000") == 3
+    assert admitted(*(f"192.0.2.1:{port}" for port in range(20))) == 5
+    assert admitted("::ffff:192.0.2.1:5000") == 0
+    assert admitted("192.0.2.2:1", "unix") == 6
+
+
+def test_what_is_refused_is_counted_too(snapshot_file: Path, token_file: Path, clock: Clock) -> None:
+    """What is malformed, what has no token, by another name, of another origin, and what browsers ask beforehand."""
+    asked = [
+        request("GET", "/disk"),
+        b"GET /disk HTTP/1.1\r\nbad header\r\n\r\n",
+        b"rubbish\r\n\r\n",
+        request("POST", "/disk", {"Origin": "http://evil.example"}),
+        request("OPTIONS", "/disk", {"Access-Control-Request-Method": "GET"}),
+    ]
+    usual = [401, 400, 400, 403, 204]
+    gate = Gate(Tokens(str(token_file)), RateLimit(4, 0))
+    with serving({"snap": snapshot_file}, gate=gate, cors="*") as server:
+        for data, status in zip(asked, usual):
+            clock.now += 1
+            statuses = []
+            for _ in range(6):
+                with server.client() as client:
+                    client.send(data)
+                    statuses.append(client.receive().status)
+            assert statuses == [status] * 4 + [429] * 2
+
+
 def test_limits_hold_on_the_fast_path(snapshot_file: Path, clock: Clock) -> None:
     """Requests that differ in their range alone are counted like all others, and so are their bytes."""
     with serving({"snap": snapshot_file}, gate=Gate(None, RateLimit(20, 0))) as server, server.client() as client:
@@ -272,11 +309,30 @@ def test_the_access_log_is_rotated(snapshot_file: Path, tmp_path: Path) -> None:
 
 
 def test_an_access_log_that_cannot_be_written(tmp_path: Path) -> None:
+    """It goes to no file that somebody else could have put there, and no FIFO holds up the start."""
     (tmp_path / "link").symlink_to(tmp_path / "victim")
-    for path in (tmp_path / "link", tmp_path / "none" / "log", tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "shared").touch()
+    os.link(tmp_path / "shared", tmp_path / "other name")
+    paths = [tmp_path / name for name in ("link", "none/log", "fifo", "shared")] + [tmp_path]
+    if os.geteuid() == 0:
+        (tmp_path / "theirs").touch()
+        os.chown(tmp_path / "theirs", 65534, 65534)
+        paths.append(tmp_path / "theirs")
+    for path in paths:
         with pytest.raises(ConfigError, match=str(path)):
             AccessLog(str(path))
     assert not (tmp_path / "victim").exists()
+
+
+@pytest.mark.parametrize(("before", "after"), [(0o666, 0o640), (0o640, 0o640), (0o644, 0o640), (0o600, 0o600)])
+def test_an_access_log_is_for_its_owner_and_those_who_collect_it(tmp_path: Path, before: int, after: int) -> None:
+    """Who rotates logs creates them for a group that may read; what the others could do ends."""
+    path = tmp_path / "access"
+    path.touch()
+    path.chmod(before)
+    AccessLog(str(path))
+    assert path.stat().st_mode & 0o777 == after
 
 
 # TLS

@@ -218,7 +218,8 @@ def test_nginx_caches_slices(snapshot_file: Path, disk: bytes, tmp_path: Path) -
     folder.mkdir()
     front = folder / "front"
     archive = write_archive(tmp_path / "names.hxz", {"empty": b"", "text": b"a few words"})
-    with Server(snapshot_file, archive, "--http-port", 0) as server:
+    # nginx asks for the name of its upstream.
+    with Server(snapshot_file, archive, "--http-port", 0, "--host-name", "snapshots") as server:
         (folder / "conf").write_text(NGINX.format(folder=folder, upstream=server.http.rpartition("/")[2]))
         user = ("-g", "user root;") if os.getuid() == 0 else ()
         proxy = subprocess.Popen([nginx, "-p", folder, "-e", folder / "errors", "-c", folder / "conf", *user])

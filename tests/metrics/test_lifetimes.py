@@ -102,7 +102,7 @@ def test_requests_that_hang_on_their_storage_are_under_way(both: Both, monkeypat
         monkeypatch.setattr(LocalFile, "read", read)
         alone.send(alone.pack(c.CMD_READ, 10 * BLOCK, 4096))
         queued.send(queued.pack(c.CMD_READ, 20 * BLOCK, 4096) + queued.pack(c.CMD_READ, 25 * BLOCK, 512))
-        http.send(b"GET /disk HTTP/1.1\r\nHost: h\r\nRange: bytes=1000000-1000099\r\n\r\n")
+        http.send(b"GET /disk HTTP/1.1\r\nHost: localhost\r\nRange: bytes=1000000-1000099\r\n\r\n")
         until(lambda: len([flight for flight in both.metrics.collect().flights if flight.length]) == 4)
         found = nydus.inflight(both.metrics.collect())
         assert sorted((one["protocol"], one["offset"], one["length"]) for one in found) == [

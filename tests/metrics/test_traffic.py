@@ -202,7 +202,7 @@ def test_a_download_that_is_given_up_is_aborted(server: Server, raw: bytes) -> N
     with http_client(server) as client:
         client.sock.setsockopt(1, 8, 4096)  # SOL_SOCKET, SO_RCVBUF
         # Far more than the sockets take, so that the server is still sending when the client hangs up.
-        client.send(b"GET /disk HTTP/1.1\r\nHost: h\r\n\r\n" * 16)
+        client.send(b"GET /disk HTTP/1.1\r\nHost: localhost\r\n\r\n" * 16)
         assert client.sock.recv(100)
         client.sock.setsockopt(1, 13, struct.pack("ii", 1, 0))  # SO_LINGER: the end is a reset
     until(lambda: Figures(server.http)("hexz_requests_total", op="read", outcome="aborted") == 1)

@@ -40,6 +40,9 @@ class _PeerPolicy:
             return f"uid {self._uid}", None
         return None, refusal_response(403, f"user {self._uid} may read here, and change nothing")
 
+    def charge(self, peer: str) -> None:
+        """Nothing is limited here."""
+
     limits = False
 
     def renewal(self, peer: str) -> None:

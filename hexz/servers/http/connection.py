@@ -99,6 +99,9 @@ class Policy(Protocol):
         `grant` is what the listener lets those do who show no token.
         """
 
+    def charge(self, peer: str) -> Response | None:
+        """Count a request that `admit` is not asked about, since it is malformed or a preflight; a refusal if any."""
+
     def renewal(self, peer: str) -> Callable[[], bool] | None:
         """Asked before `admit`: what later admits another request that differs in its range alone.
 
@@ -223,7 +226,9 @@ class HttpConnection:
         spare, spare_paths = self._connection.spare, self._rules.spare_paths
         if spare and spare_paths is not None and (head.path not in spare_paths or head.method not in ("GET", "HEAD")):
             response = self._no_place()
-        if response is None:
+        if response is not None:
+            response = self._policy.charge(self._connection.peer) or response
+        else:
             token, response = self._policy.admit(head, self._connection.peer, self._grant)
         if response is None:
             watch, may_write = PeerWatch(self._connection), self._grant.lets_write(token)
@@ -404,7 +409,7 @@ class HttpConnection:
     def _refuse(self, error: RequestError) -> None:
         """Answer a request that could not be understood; where it ends is unknown, so the connection ends here."""
         log.info("%s: %d: %s", self._connection.peer, error.status, error)
-        response = self._rules.refusal(error.status, str(error), error)
+        response = self._policy.charge(self._connection.peer) or self._rules.refusal(error.status, str(error), error)
         packed = pack_head(response, False, current_date(), self._extra)
         sent = self._sender.send(packed, () if self._heading else response.body)
         self._counting.end(response, sent)

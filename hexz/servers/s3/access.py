@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from hexz.access import Gate
+from hexz.access import Gate, Refusal, foreign_write, wrong_host
 from hexz.errors import ConfigError
 from hexz.exposure import OWN, Grant
 from hexz.protocol.http.head import RequestHead
@@ -130,14 +130,19 @@ class S3Policy:
 
     def admit(self, head: RequestHead, peer: str, grant: Grant = OWN) -> tuple[str | None, Response | None]:
         """The access key that signed the request, and a refusal if there is one; `grant` is that of the listener."""
-        _, refusal = self._gate.admit(head, peer, grant)
+        refusal = self._gate.limit(peer) or foreign_write(head)
         try:
-            if refusal is not None:
-                retry = tuple(header for header in refusal.headers if header[0] == "Retry-After")
-                raise S3Error("SlowDown", None, (), retry)
-            return self._who(head, grant), None
+            name = self._who(head, grant) if refusal is None else None
         except S3Error as error:
             return None, refusal_of(error, head)
+        if name is None and refusal is None:
+            refusal = wrong_host(head, grant)
+        return name, _answer(refusal, head) if refusal is not None else None
+
+    def charge(self, peer: str) -> Response | None:
+        """Count a request that `admit` is not asked about; a refusal if there were too many."""
+        refusal = self._gate.limit(peer)
+        return _answer(refusal, None) if refusal is not None else None
 
     def _who(self, head: RequestHead, grant: Grant) -> str | None:
         if self._keys is None:
@@ -164,3 +169,14 @@ class S3Policy:
     def sent(self, peer: str, size: int) -> None:
         """`size` body bytes went to `peer`."""
         self._gate.sent(peer, size)
+
+
+_CODES = {403: "AccessDenied", 421: "InvalidRequest", 429: "SlowDown"}
+
+
+def _answer(refusal: Refusal, head: RequestHead | None) -> Response:
+    """What S3's clients understand of a refusal."""
+    message = None if refusal.status == 429 else refusal.message
+    error = S3Error(_CODES[refusal.status], message, (), refusal.headers)
+    response = refusal_of(error, head)
+    return response._replace(status=421) if refusal.status == 421 else response

@@ -43,13 +43,15 @@ def _error_answer(error: S3Error, resource: str) -> Response:
     return Response(error.status, headers, (body,), len(body))
 
 
-def refusal_of(error: S3Error, head: RequestHead) -> Response:
-    """The refusal of one request.
+def refusal_of(error: S3Error, head: RequestHead | None) -> Response:
+    """The refusal of one request; without a `head` of one that is not understood.
 
     Clients find out a bucket's region by an unsigned HEAD of it (Amazon S3 API Reference, "HeadBucket"), so a 403 to
     that tells it, for any name: it says nothing of whether there is such a bucket.
     """
-    response = _error_answer(error, head.path)
+    response = _error_answer(error, head.path if head is not None else "")
+    if head is None:
+        return response
     # Where the host names the bucket this may be a key, which may know it too.
     if response.status == 403 and head.method == "HEAD" and "/" not in head.path[1:].rstrip("/"):
         return response._replace(headers=(*response.headers, BUCKET_REGION))
