@@ -6,13 +6,15 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 from tests import samples
 from tests.peers import MISSING
 
+# Without the phase that explains: before Python 3.12 it traces every line, and a failure is told after an hour.
+PHASES = [phase for phase in Phase if phase is not Phase.explain]
 settings.register_profile(
-    "tests", deadline=None, max_examples=60, derandomize=True, suppress_health_check=list(HealthCheck)
+    "tests", deadline=None, max_examples=60, derandomize=True, suppress_health_check=list(HealthCheck), phases=PHASES
 )
 settings.register_profile("deep", deadline=None, max_examples=2000, suppress_health_check=list(HealthCheck))
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "tests"))

@@ -96,7 +96,8 @@ def test_a_flipped_bit_is_an_error_or_harmless(tmp_path_factory: pytest.TempPath
     try:
         with opened(packed) as snapshot:
             stream = disk_of(snapshot)
-            for offset in range(0, stream.size, 4096):
+            # A bit of the size itself makes terabytes of it, which are refused block by block.
+            for offset in range(0, min(stream.size, 4 * len(image)), 4096):
                 try:
                     got = b"".join(stream.read(offset, min(4096, stream.size - offset)))
                 except HexzError:

@@ -35,7 +35,7 @@ def script(document: Path) -> str:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("document", filter(script, DOCUMENTS), ids=lambda document: document.name)
+@pytest.mark.parametrize("document", [*filter(script, DOCUMENTS)], ids=lambda document: document.name)
 def test_every_example_works_as_pasted(document: Path, snapshot_file: Path, disk_image: Path, tmp_path: Path) -> None:
     for program in ("systemctl", "curl", "nbdfuse", "qemu-img", "aws", "rclone", "openssl", "sshd", "nginx", "xxd"):
         need(program)

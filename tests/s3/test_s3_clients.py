@@ -15,6 +15,7 @@ from tests.test_wheels import SPANS, call
 
 ENVIRONMENT = {"AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_DEFAULT_REGION": REGION}
 RANGES = [(0, 1), (4095, 2), (65_530, 70_000), (1_000_001, 2_500_000)]
+MEETINGS = 10
 
 
 def shell(folder: Path, *command: object) -> str:
@@ -171,9 +172,12 @@ def test_hexz_itself(endpoint: Endpoint, disk: bytes, tmp_path: Path, monkeypatc
         monkeypatch.setenv(name, value)
     expected = [hashlib.sha256(disk).hexdigest()]
     expected += [hashlib.sha256(disk[offset : offset + length]).hexdigest() for offset, length in SPANS]
-    (answer,) = call(
-        "0.7.0",
-        [("read", {"path": "s3://snap/snap.hxz", "spans": SPANS, "remote": True, "endpoint_url": endpoint.url})],
-        tmp_path,
-    )
-    assert answer == expected
+    read = ("read", {"path": "s3://snap/snap.hxz", "spans": SPANS, "remote": True, "endpoint_url": endpoint.url})
+    for left in reversed(range(MEETINGS)):
+        try:
+            assert call("0.7.0", [read], tmp_path) == [expected]
+            break
+        except AssertionError as error:
+            # Threads of its own client give up where two of them meet at a lock; no request has left then.
+            if not left or "Could not get Write lock on Credentials" not in str(error):
+                raise
