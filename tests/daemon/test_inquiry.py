@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
@@ -116,17 +115,16 @@ def test_a_daemon_behind_a_unix_socket_is_noticed_too(host: Host, snapshot_file:
 
 
 def test_the_same_start_twice_names_the_daemon_that_runs(host: Host, snapshot_file: Path) -> None:
-    pid, url = host.start(snapshot_file)
+    at = "127.0.0.73"  # an address of its own: no other test can take the port between two daemons
+    pid, url = host.start(snapshot_file, "--bind", at)
     port = port_of(url)
     for more in (["--daemon"], []):
-        done = host.command(*more, "--port", port, snapshot_file)
+        done = host.command(*more, "--bind", at, "--port", port, snapshot_file)
         assert (done.returncode, done.stdout) == (69, "")
         assert f"a daemon is running there already, pid {pid}: end it with hexz-serve --stop --pid-file " in done.stderr
     os.kill(pid, signal.SIGKILL)
     wait_until(lambda: gone(pid))
-    with contextlib.ExitStack() as stack:
-        with contextlib.suppress(OSError):  # somebody else, after it; it may be another test already
-            stack.enter_context(socket.create_server(("127.0.0.1", int(port))))
-        done = host.command("--daemon", "--port", port, snapshot_file)
+    with socket.create_server((at, int(port))):  # somebody else, after it
+        done = host.command("--daemon", "--bind", at, "--port", port, snapshot_file)
     assert done.returncode == 69 and "running there already" not in done.stderr
     assert f"ss -ltnp 'sport = :{port}'" in done.stderr and "--http-port" in done.stderr
