@@ -92,8 +92,10 @@ def wait_until(condition: object) -> None:
 
 
 def gone(pid: int) -> bool:
+    """Whether the last thread of `pid` has ended: not before that are its sockets and files closed."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().split()[2] == "Z"
+        zombie = Path(f"/proc/{pid}/stat").read_text().split()[2] == "Z"
+        return zombie and os.listdir(f"/proc/{pid}/task") == [str(pid)]
     except (FileNotFoundError, ProcessLookupError):
         return True
 
