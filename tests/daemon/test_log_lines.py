@@ -15,6 +15,8 @@ import pytest
 from hexz.daemon import limited
 from hexz.daemon.limited import LINES, LimitedHandler
 from hexz.protocol.nbd import constants as c
+from hexz.servers.nbd.outbox import MAX_BATCH
+from hexz.snapshot import new_context, open_snapshot
 from hexz.tools.pack import pack
 from tests import samples
 from tests.nbd.wire import Client
@@ -24,15 +26,20 @@ TIMES = 2000
 LEFT_OUT = re.compile(r"\.\.\. (\d+) more like this in the last \d+ s, the last of them: (.*)")
 
 
-def damaged(folder: Path) -> tuple[Path, int]:
-    """A snapshot with a block that cannot be read, and a position in that block."""
+def damaged(folder: Path, position: int = 0) -> tuple[Path, int]:
+    """A snapshot whose block at `position` cannot be read, and that position."""
     raw, path = folder / "image.raw", folder / "hurt.hxz"
-    raw.write_bytes(samples.image(1 << 20, seed=21))
+    raw.write_bytes(samples.image(2 << 20, seed=21))
     pack(str(raw), str(path))
+    with open_snapshot(str(path), new_context(1 << 20, workers=0)) as snapshot:
+        page = snapshot.streams["disk"].pages.at(position).page
+        entry = next(entry for entry in range(page.count) if page.block_start(entry) + page.logical[entry] > position)
+        place = page.stored_offset(entry)
+        assert page.stored[entry]
     data = bytearray(path.read_bytes())
-    data[4096 + 100 : 4096 + 400] = bytes(300)
+    data[place + 100 : place + 400] = bytes(300)
     path.write_bytes(data)
-    return path, 0
+    return path, position
 
 
 def counted(log: str, logger: str, mark: str) -> tuple[int, int]:
@@ -74,12 +81,13 @@ def test_failing_reads_and_malformed_requests_fill_no_log(tmp_path: Path) -> Non
         assert logged <= LINES * 3  # of several periods, where the machine is slow
 
 
-def test_where_files_lie_is_for_the_log_alone(tmp_path: Path) -> None:
-    path, position = damaged(tmp_path)
+@pytest.mark.parametrize(("offset", "length"), [(0, 512), (0, MAX_BATCH + 512)], ids=["at once", "in a long read"])
+def test_where_files_lie_is_for_the_log_alone(tmp_path: Path, offset: int, length: int) -> None:
+    path, _ = damaged(tmp_path, position=offset + length - 512)
     with Server("--nbd-port", 0, path) as server:
         client = Client(("127.0.0.1", server.nbd_port)).negotiate("structured")
         client.go("")
-        told = b"".join(payload for _, _, payload in client.request(c.CMD_READ, position, 512).chunks)
+        told = b"".join(payload for _, _, payload in client.request(c.CMD_READ, offset, length).chunks)
         client.sock.close()
         assert b"damaged" in told and str(tmp_path).encode() not in told and path.name.encode() not in told
         server.stop()

@@ -114,10 +114,7 @@ class Outbox:
         log.warning("%s: %s", self._peer, error)
         self._counting.trouble(error)
         number = error.nbd_errno if isinstance(error, HexzError) else c.NBD_EIO
-        told = "the snapshot cannot be read"  # where files lie on the server is for the log alone
-        if isinstance(error, BlockError):
-            told = f"the {error.stream} block at {error.position} is damaged"
-        self.put_error(cookie, offset, number, told)
+        self.put_error(cookie, offset, number, _told(error))
 
     def put_read(self, read: Read) -> None:
         """Queue the reply to a read, decompressing here what is missing; a long one is sent at once."""
@@ -213,7 +210,7 @@ class Outbox:
                 log.warning("%s: %s", self._peer, error)
                 self._counting.trouble(error)
                 if self._chunks is not None:
-                    self._sock.sendall(self._chunks.error(error.nbd_errno, str(error), cookie, offset, at))
+                    self._sock.sendall(self._chunks.error(error.nbd_errno, _told(error), cookie, offset, at))
                 elif at == offset:
                     self._sock.sendall(simple_error(error.nbd_errno, cookie))
                 else:
@@ -274,6 +271,13 @@ class Outbox:
         if whole:
             return [self._chunks.data_head(cookie, offset, offset, length, True), *views]
         return self._chunks.data_and_holes(cookie, offset, at, views, at + size == offset + length, ZERO_BYTES)
+
+
+def _told(error: Exception) -> str:
+    """What the client is told: where files lie on the server is for the log alone."""
+    if isinstance(error, BlockError):
+        return f"the {error.stream} block at {error.position} is damaged"
+    return "the snapshot cannot be read"
 
 
 def _drop(buffers: list[Buffer], skip: int) -> None:
