@@ -1,17 +1,19 @@
-"""What both command lines have in common: errors in one line, a guess at what was meant, and sizes."""
+"""What both command lines have in common: errors in one line, a guess at what was meant, short help, and sizes."""
 
 from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Iterator
-from typing import NoReturn
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any, NoReturn
 
 from hexz.errors import UnitError, UsageError
 from hexz.units import parse_size
 
-__all__ = ["Parser", "size"]
+__all__ = ["HelpAction", "Parser", "size"]
 
+ALL = "all"
+"""What --help takes to show every option."""
 _UNKNOWN = re.compile(r"unrecognized arguments: (.*)")
 
 
@@ -22,7 +24,8 @@ class Parser(argparse.ArgumentParser):
         """Raises: UsageError."""
         found = _UNKNOWN.fullmatch(message)
         guess = self._guess(found[1].split(" ")) if found else ""
-        raise UsageError(f"{message}{guess} (see {self.prog} --help)")
+        short = any(isinstance(action, HelpAction) for action in self._actions)
+        raise UsageError(f"{message}{guess} (see {self.prog} --help{f' {ALL}' if short else ''})")
 
     def _guess(self, words: list[str]) -> str:
         import difflib
@@ -34,6 +37,32 @@ class Parser(argparse.ArgumentParser):
                 if close:
                     return f": did you mean {close[0]}?"
         return ""
+
+
+class HelpAction(argparse.Action):
+    """--help of a program with many options: it shows the common ones, and ``--help all`` every one."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, common: Collection[str], help: str) -> None:
+        """`common` are the long options that the short help shows, as they are written."""
+        super().__init__(
+            option_strings, argparse.SUPPRESS, nargs="?", default=argparse.SUPPRESS, metavar=ALL, help=help
+        )
+        self.common = common
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> NoReturn:
+        """Print and end the program with status 0."""
+        if values != ALL:
+            for action in parser._actions:
+                if action is not self and action.option_strings and action.option_strings[-1] not in self.common:
+                    action.help = argparse.SUPPRESS
+        parser.print_help()
+        parser.exit()
 
 
 def _options(parser: argparse.ArgumentParser) -> Iterator[str]:

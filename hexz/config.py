@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from hexz import __version__
-from hexz.arguments import Parser, size
+from hexz.arguments import HelpAction, Parser, size
 from hexz.errors import UsageError
 from hexz.exposure import Access, parse_anonymous, tcp_place
 from hexz.protocol.http.origin import is_host_name
@@ -33,6 +33,13 @@ Serve compressed .hxz snapshots, read-only, over HTTP ranges, NBD and S3.
   hexz-serve --http --nbd snap.hxz             and nbd://127.0.0.1:10809/
   hexz-serve --daemon --port 8081 /srv/folder  every .hxz of a folder, detached; --stop ends it
 """
+_EPILOG = "Every option: hexz-serve --help all, and man hexz-serve, which explains what it serves as well."
+COMMON = (
+    "--http", "--nbd", "--s3", "--port", "--http-port", "--nbd-port", "--s3-port", "--bind", "--allow-anonymous",
+    "--token-file", "--s3-keys-file", "--tls-cert", "--tls-key", "--cache-size", "--password-file", "--parent-dir",
+    "--check", "--daemon", "--status", "--stop", "--version",
+)  # fmt: skip
+"""The options that --help shows when it is not asked for all: those of a first day."""
 
 
 class Settings(NamedTuple):
@@ -86,8 +93,10 @@ def _parser() -> argparse.ArgumentParser:
         prog="hexz-serve",
         usage="hexz-serve [OPTIONS] SNAPSHOT [SNAPSHOT ...]",
         description=_DESCRIPTION,
+        epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
+        add_help=False,
     )
     parser.add_argument(
         "snapshots",
@@ -268,6 +277,7 @@ def _running(group: argparse._ArgumentGroup) -> None:
         "--log-level", choices=LOG_LEVELS, default="info", help="least severe lines logged (default info)"
     )
     group.add_argument("--version", action="version", version=f"hexz-serve {__version__}")
+    group.add_argument("-h", "--help", action=HelpAction, common=COMMON, help="show this; with all every option")
 
 
 def parse_arguments(arguments: Sequence[str]) -> Settings:
