@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from hexz.config import COMMON, parse_arguments
 from tests import vectors
-from tests.peers import ROOT
+from tests.peers import ROOT, need
 
 CORPUS = ROOT / "tests" / "corpus"
 ENCRYPTED = "0.5.0-lz4-encrypted.hxz"
@@ -79,13 +80,23 @@ def no_certificate(folder: Path) -> list[object]:
     return ["--tls-cert", folder / "bad.pem", "--tls-key", folder / "bad.pem", GOOD]
 
 
+def encrypted_key(folder: Path) -> list[object]:
+    generate = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-subj", "/CN=localhost", "-passout", "pass:secret"]
+    files = ["-keyout", str(folder / "encrypted.pem"), "-out", str(folder / "certificate.pem")]
+    need(generate[0])
+    subprocess.run([*generate, *files], check=True, capture_output=True)
+    return ["--tls-cert", folder / "certificate.pem", "--tls-key", folder / "encrypted.pem", GOOD]
+
+
+LONGEST_HELP = 50
+"""Lines of 80 characters: what a terminal shows without much scrolling."""
 TAKEN: list[socket.socket] = []
 GOOD = CORPUS / "0.7.0-lz4-onebyte.hxz"
 HEADER = (CORPUS / "0.7.0-lz4-onebyte.hxz").read_bytes()
 
 CASES: dict[str, tuple[Callable[[Path], list[object]], int, str]] = {
     "no snapshot": (lambda folder: [], 2, "no snapshot given"),
-    "unknown option": (lambda folder: ["--frobnicate", GOOD], 2, "--frobnicate (see hexz-serve --help)"),
+    "unknown option": (lambda folder: ["--frobnicate", GOOD], 2, "--frobnicate (see hexz-serve --help all)"),
     "misspelt option": (lambda folder: ["--ndb", GOOD], 2, "--ndb: did you mean --nbd?"),
     "misspelt option with a value": (lambda folder: ["--chache-size=1G", GOOD], 2, "did you mean --cache-size?"),
     "bad port": (lambda folder: ["--port", "70000", GOOD], 2, "70000"),
@@ -128,6 +139,8 @@ CASES: dict[str, tuple[Callable[[Path], list[object]], int, str]] = {
     "missing certificate": (lambda folder: ["--tls-cert", "/none", "--tls-key", "/none", GOOD], 78, "/none"),
     "certificate without key": (lambda folder: ["--tls-cert", "/none", GOOD], 2, "--tls-key"),
     "no certificate": (no_certificate, 78, "bad.pem: not a certificate with its key in "),
+    "missing key": (lambda folder: ["--tls-cert", GOOD, "--tls-key", "/none", GOOD], 78, "/none: cannot read"),
+    "key with a passphrase": (encrypted_key, 78, "encrypted.pem: the key is encrypted: store it without a passphrase"),
     "missing tokens": (lambda folder: ["--token-file", "/none", GOOD], 78, "/none"),
 }
 
@@ -178,14 +191,30 @@ def test_check_prints_what_would_be_served() -> None:
 
 
 def test_help_begins_with_one_line_of_usage_and_examples() -> None:
-    command = [sys.executable, str(ROOT / "hexz_serve.py"), "--help"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-    lines = done.stdout.splitlines()
+    lines = help_text("--help").splitlines()
     assert lines[:2] == ["usage: hexz-serve [OPTIONS] SNAPSHOT [SNAPSHOT ...]", ""]
     assert any(line.startswith("  hexz-serve --http --nbd snap.hxz ") for line in lines[:10])
-    text = " ".join(done.stdout.split())
+    text = " ".join(help_text("--help", "all").split())
     assert "most connections for each listener (default 4096)" in text
     assert "python " not in text
+
+
+def test_help_is_short_and_says_how_to_see_every_option() -> None:
+    short = help_text("-h")
+    assert len(short.splitlines()) <= LONGEST_HELP
+    assert all(f"  {option} " in short for option in COMMON if option != "--help")
+    assert "--drain-timeout" not in short and "controlling:" not in short
+    assert "hexz-serve --help all, and man hexz-serve" in short
+    assert "  --drain-timeout " in help_text("--help=all") and "controlling:" in help_text("--help", "all")
+    assert help_text("--help", "snap.hxz") == short
+    known = set(vars(parse_arguments(["snap.hxz"]).options)) | {"version"}
+    assert {option.strip("-").replace("-", "_") for option in COMMON} <= known
+
+
+def help_text(*arguments: str) -> str:
+    command = [sys.executable, str(ROOT / "hexz_serve.py"), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True, env={"COLUMNS": "80"})
+    return done.stdout
 
 
 def test_a_name_cannot_write_to_the_terminal(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import re
 import socket
 import ssl
 from collections.abc import Sequence
+from typing import NoReturn
 
 from hexz.errors import ConfigError
 
@@ -45,7 +46,10 @@ class TlsContext:
         if self._protocols:
             context.set_alpn_protocols(self._protocols)
         try:
-            context.load_cert_chain(self._certificate, self._key)
+            for path in (self._certificate, self._key):
+                with open(path, "rb"):  # OpenSSL would not say which of the two it could not open
+                    pass
+            context.load_cert_chain(self._certificate, self._key, self._passphrase)
         except ssl.SSLError as error:
             reason = tls_reason(error)
             detail = "" if reason == NO_PEM else f": {reason}"
@@ -53,9 +57,13 @@ class TlsContext:
                 f"{self._certificate}: not a certificate with its key in {self._key}, both as PEM{detail}"
             ) from None
         except OSError as error:
-            path = self._key if error.filename == self._key else self._certificate
-            raise ConfigError(f"{path}: cannot read: {error.strerror}") from None
+            raise ConfigError(f"{error.filename or self._certificate}: cannot read: {error.strerror}") from None
         return context
+
+    def _passphrase(self) -> NoReturn:
+        """What is asked for the passphrase of a key: a daemon has nobody to ask, least of all on SIGHUP."""
+        remedy = "store it without a passphrase, for this user alone: openssl pkey -in FILE -out NEW"
+        raise ConfigError(f"{self._key}: the key is encrypted: {remedy}")
 
     def reload(self) -> None:
         """Load the files again for the connections to come.
