@@ -354,7 +354,8 @@ def test_ctrl_c_on_the_command_line_ends_with_130_and_leaves_nothing(tmp_path: P
             file.write(random.Random(seed).randbytes(1 << 20))
     process = subprocess.Popen(
         [sys.executable, "-c",
-         "import sys, hexz.tools.pack as p; from hexz.tools.main import main\n"
+         "import signal, sys, hexz.tools.pack as p; from hexz.tools.main import main\n"
+         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # where the tests run in a background job
          "real = p.SnapshotWriter.begin\n"
          "def begin(self, stream):\n    print('here', flush=True); real(self, stream)\n"
          "p.SnapshotWriter.begin = begin; sys.exit(main())",
