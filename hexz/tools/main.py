@@ -74,7 +74,12 @@ def _parser() -> argparse.ArgumentParser:
         writing.add_argument("--force", action="store_true", help="replace OUT if it is there already")
         writing.add_argument("--seal", action="store_true", help="write its seal too; keyed with --seal-key-file")
     for reading in (pack, info, verify, cat, extract, commit):
-        reading.add_argument("--password-file", metavar="FILE", help="password of an encrypted snapshot")
+        whose = (
+            "an encrypted parent; what is written is not encrypted"
+            if reading in (pack, commit)
+            else "an encrypted snapshot"
+        )
+        reading.add_argument("--password-file", metavar="FILE", help=f"password of {whose}")
         reading.add_argument("--parent-dir", action="append", default=[], metavar="DIR", help="where parents may be")
         reading.add_argument("--require-seal", action="store_true", help="read nothing without a seal (FILE.sum)")
     for using in (pack, info, verify, cat, extract, commit, seal):
@@ -171,6 +176,8 @@ def _pack(options: argparse.Namespace, opening: _Opening) -> None:
 
     if options.workers is not None and not 1 <= options.workers <= 256:
         raise UsageError(f"--workers {options.workers}: 1 to 256")
+    if options.password_file and not options.parent:
+        raise UsageError("--password-file opens an encrypted --parent: what pack writes is never encrypted")
     password, parent_dirs, seals = opening
     packed = pack(
         options.disk, options.out, options.memory, options.compression, options.level, options.block_size,

@@ -83,6 +83,14 @@ def test_a_file_that_appears_meanwhile_stays(
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+def test_a_password_without_a_parent_is_refused_for_nothing_would_be_encrypted(tmp_path: Path, raw: Path) -> None:
+    (tmp_path / "password").write_text("secret")
+    done = hexz("pack", "--password-file", tmp_path / "password", raw, tmp_path / "out.hxz")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == ("hexz: --password-file opens an encrypted --parent: what pack writes is never encrypted\n")
+    assert not (tmp_path / "out.hxz").exists()
+
+
 def test_memory_is_its_owners_alone(tmp_path: Path, raw: Path) -> None:
     umask = os.umask(0o022)
     try:
