@@ -22,7 +22,7 @@ from hexz.exposure import OWN, Grant
 from hexz.servers.addresses import BACKLOG, Address, UnixAddress, open_socket, unlink_socket, url_of
 from hexz.servers.spare import Spares
 
-__all__ = ["DEFAULT_MAX_CONNECTIONS", "Connection", "Give", "Listener", "Service", "Summons"]
+__all__ = ["DEFAULT_MAX_CONNECTIONS", "SILENT_S", "Connection", "Give", "Listener", "Service", "Summons"]
 
 log = logging.getLogger("hexz.servers")
 
@@ -37,6 +37,8 @@ MAX_LEAVING = 64
 ACCEPTS_AT_ONCE = 64
 FIRST_WORD_S = 5.0
 """How long after its arrival a connection that has asked for nothing is spared by `Front.drain`."""
+SILENT_S = 1.0
+"""How long nothing comes from a connection before it counts as idle, where that is seen from outside of its thread."""
 _OUT_OF_RESOURCES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 
@@ -118,6 +120,7 @@ class Connection:
         self._ending = False  # set once
         self._ending_since = 0.0
         self.idle_since: float | None = None  # while nothing is due and it waits for the peer, monotonic seconds
+        self.silence: Callable[[], float] | None = None  # while a crowd serves it: seconds since something came
         self.client = client_of(peer)
 
     @property
@@ -170,6 +173,16 @@ class Connection:
         ready = bool(poll.poll(None if seconds is None else max(seconds, 0) * 1000))
         self.idle_since = None
         return ready
+
+    def idle_for(self) -> float:
+        """For how many seconds nothing has been due and nothing has come; less than 0 while that is not so.
+
+        From any thread.
+        """
+        silence, since = self.silence, self.idle_since
+        if silence is not None:
+            return silence() - SILENT_S
+        return -1.0 if since is None else time.monotonic() - since
 
     def give(self, state: dict[str, Any], received: bytes) -> bool:
         """Give the connection to the successor; afterwards the caller only returns."""
@@ -310,10 +323,9 @@ class Listener:
             rivals = [one for one in staying if one.client == connection.client] if connection.client else []
             crowd = rivals if len(rivals) >= max(self.max_connections // SHARE, 1) else staying
             if crowd is rivals or len(staying) >= self.max_connections:
-                idle = [(one.idle_since, id(one), one) for one in crowd if one.idle_since is not None]
-                if not idle or len(self.connections) >= self.max_connections + MAX_LEAVING:
+                longest, gone = max(((one.idle_for(), one) for one in crowd), key=lambda pair: pair[0])
+                if longest < 0 or len(self.connections) >= self.max_connections + MAX_LEAVING:
                     return False
-                gone = min(idle)[2]
                 gone.end_after_answer()
             else:
                 gone = None

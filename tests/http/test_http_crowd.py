@@ -91,6 +91,21 @@ def test_a_member_goes_home_for_anything_unusual(snapshot_file: Path) -> None:
         assert other.ask("GET", "/disk", RANGED).status == 206
 
 
+def test_silent_members_make_room(snapshot_file: Path) -> None:
+    with serving({"snap": snapshot_file}) as server, server.client() as client, server.client() as other:
+        join_crowd(client, server)
+        join_crowd(other, server)
+        server.listener.max_connections = 2
+        deadline = time.monotonic() + 30
+        while not newcomer_is_answered(server):  # until they have been silent for a moment
+            assert time.monotonic() < deadline
+
+
+def newcomer_is_answered(server: Serving) -> bool:
+    with server.client() as newcomer:
+        return newcomer.ask("GET", "/info").status == 200
+
+
 def test_members_that_hang_up_or_never_read_harm_nobody(snapshot_file: Path, disk: bytes) -> None:
     with serving({"snap": snapshot_file}) as server, server.client() as good, server.client() as deaf:
         join_crowd(good, server)

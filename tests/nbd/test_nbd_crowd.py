@@ -114,6 +114,19 @@ def test_a_member_goes_home_for_anything_unusual_and_comes_back(path: Path, expo
             until(lambda: members(server) == 1)
 
 
+def test_silent_members_make_room(path: Path, exports: Exports) -> None:
+    with Serving(path, max_connections=2) as server, server.client() as first, server.client() as second:
+        first.go()
+        second.go()
+        gather(server, exports, first, second)
+        until(lambda: newcomer_is_greeted(server))  # as soon as the two have been silent for a moment
+
+
+def newcomer_is_greeted(server: Serving) -> bool:
+    with socket.create_connection(server.address, PATIENCE_S) as sock:
+        return sock.recv(8) == b"NBDMAGIC"
+
+
 @pytest.mark.parametrize("manner", ["farewell", "end", "reset", "no magic", "half a request"])
 def test_a_member_leaves_and_the_other_stays(path: Path, exports: Exports, manner: str) -> None:
     with Serving(path) as server, server.client() as client, server.client() as other:

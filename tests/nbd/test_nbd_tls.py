@@ -8,6 +8,7 @@ import signal
 import socket
 import ssl
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,10 +41,10 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def start(exports: Exports, certificates: Path, mode: str) -> Server:
+def start(exports: Exports, certificates: Path, mode: str, *options: object) -> Server:
     files = [exports.folder / f"{name}.hxz" for name in ("snap", "thin", "damaged")]
     pair = ("--tls-cert", certificates / "server-cert.pem", "--tls-key", certificates / "server-key.pem")
-    return Server(*files, "--nbd-port", 0, *pair, "--nbd-tls", mode)
+    return Server(*files, "--nbd-port", 0, *pair, "--nbd-tls", mode, *options)
 
 
 @pytest.fixture(scope="module", params=["required", "optional"])
@@ -151,6 +152,22 @@ def test_requests_under_tls(secure: tuple[Server, str], certificates: Path, expo
             assert reply.data == exports.child[offset : offset + length]
         # An end without TLS's own farewell would raise here.
         assert client.sock.recv(1) == b""
+
+
+def test_silent_clients_under_tls_make_room(exports: Exports, certificates: Path) -> None:
+    with start(exports, certificates, "required", "--max-connections", 2) as server:
+        with connect(server) as first, connect(server) as second:
+            for client in (first, second):
+                secured(client, certificates).go("snap")
+                client.read(0, 100)
+            deadline = time.monotonic() + STOP_S
+            while not greeted(server):  # until they have been silent for a moment
+                assert time.monotonic() < deadline
+
+
+def greeted(server: Server) -> bool:
+    with socket.create_connection(("127.0.0.1", port(server)), STOP_S) as sock:
+        return sock.recv(8) == b"NBDMAGIC"
 
 
 def test_nonsense_instead_of_tls_ends_that_connection_only(secure: tuple[Server, str], certificates: Path) -> None:

@@ -348,7 +348,9 @@ class HttpConnection:
         if not self._crowd.has_company(self):
             return True
         member = Member(self._sock, again, self._counting, self._told)
+        self._connection.silence = lambda: time.monotonic() - member.seen
         self._crowd.stay(member, self._connection.listener.summons)
+        self._connection.silence = None
         if member.unsent is not None:
             self._finish(again, member.unsent)
         self._receiver.buffer = member.received

@@ -32,7 +32,7 @@ from hexz.protocol.nbd.replies import (
     simple_error,
 )
 from hexz.protocol.nbd.rules import Refusal, Request, refusal
-from hexz.servers.base import Connection
+from hexz.servers.base import SILENT_S, Connection
 from hexz.servers.nbd.counting import Counting
 from hexz.servers.nbd.crowd import LARGEST, Crowd, Streak
 from hexz.servers.nbd.late import receive_late
@@ -138,11 +138,21 @@ class Transmission:
         return True
 
     def _receive_more(self) -> bool:
+        if self._secure:
+            return self._receive_secure()
         try:
             return self._receive_into_buffer(0)
         except BlockingIOError:
             self._connection.await_input(None)
             return True  # to look at the summons first
+
+    def _receive_secure(self) -> bool:
+        """The same under TLS, which waits in here, with no time-out that would tell of it."""
+        self._connection.idle_since = time.monotonic() + SILENT_S
+        try:
+            return self._receive_into_buffer(0)
+        finally:
+            self._connection.idle_since = None
 
     def _receive_into_buffer(self, flags: int) -> bool:
         """Receive once behind what is still to be looked at; False at the end of the stream."""
@@ -202,7 +212,10 @@ class Transmission:
         if not self._streak.shared or self._cold.waiting or self._start != self._filled:
             return True
         self._streak.end()
-        self._crowd.stay(self._sock.fileno(), self._serve_in_crowd, self._connection.listener.summons)
+        connection, counting = self._connection, self._counting
+        connection.silence = lambda: perf_counter() - counting.began
+        self._crowd.stay(self._sock.fileno(), self._serve_in_crowd, connection.listener.summons)
+        connection.silence = None
         self._outbox.send_late()
         return not self._ended and (self._filled - self._start < self._format.size or self._answer_received())
 
