@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from hexz.config import parse_arguments
+from hexz.daemon.advice import advised
 from hexz.daemon.detach import Readiness, Report, detach, fill_standard_descriptors
 from hexz.daemon.inquiry import ask
 from hexz.daemon.systemd import Notifier
@@ -44,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         return serve(settings, readiness, notifier)
     except HexzError as error:
-        message, status = str(error), error.exit_status
+        message, status = advised(str(error)), error.exit_status
     except MemoryError:
         message, status = "out of memory", 71
     except OSError as error:

@@ -78,6 +78,14 @@ fails_readably() {
     [ "$(say ExecMainStatus hexz-serve@nothing)" = 66 ]
     [ "$(say NRestarts hexz-serve@nothing)" = 0 ]
     journal nothing | grep 'no such file'
+    cp "$snapshot" /home/hidden.hxz
+    echo 'HEXZ_SNAPSHOT=/home/hidden.hxz' >/etc/hexz-serve/hidden.conf
+    ! systemctl start hexz-serve@hidden
+    say StatusText hexz-serve@hidden | grep '/home/hidden.hxz: permission denied (ProtectHome= of the unit hides /home: '
+    cp "$snapshot" /var/lib/hexz-serve/open.hxz
+    echo 'HEXZ_OPTIONS=--bind 0.0.0.0' >/etc/hexz-serve/open.conf
+    ! systemctl start hexz-serve@open
+    say StatusText hexz-serve@open | grep 'put it in /etc/credstore/hexz-serve.open.tokens'
 }
 
 activates() {
