@@ -23,7 +23,6 @@ from hexz.images.journal import (
 
 __all__ = [
     "JOURNAL_SUFFIX",
-    "MAX_JOURNAL",
     "MAX_RUNS",
     "OverlayError",
     "Recovered",
@@ -40,8 +39,6 @@ AT_ONCE = 1 << 15
 """Records read at once: however long a journal is, what it takes to read it is bounded."""
 MAX_RUNS = 1 << 20
 """Most runs of a map, about 200 MiB of memory: a terabyte written here and there in megabytes."""
-MAX_JOURNAL = HEAD_SIZE + 8 * MAX_RUNS * RECORD_SIZE
-"""Bytes that no journal of ours comes near: it is written anew when it has four records for each run of the map."""
 
 
 class OverlayError(ImageError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ from xml.etree import ElementTree
 
 import pytest
 
+from hexz.format.metadata import MAX_METADATA
 from hexz.protocol.s3.keys import bucket_of
+from tests.crafted import Craft
 from tests.http.serving import Client, Reply, Serving, request
 from tests.s3.serving import error_of, serving_s3, write_archive
 
@@ -431,3 +434,18 @@ def test_damage_is_an_error_and_nothing_else(snapshot_file: Path, tmp_path: Path
         error = error_of(client.ask("GET", "/broken/disk"))
         assert (error["Code"], error["Message"]) == ("InternalError", "the disk block at 0 is damaged")
         assert client.ask("GET", "/broken/broken.hxz").body == bytes(data)
+
+
+def test_streams_need_no_list_of_files(tmp_path: Path) -> None:
+    craft = Craft()
+    craft.data(b"x" * 100)
+    craft.page()
+    craft.metadata_place = 4096, MAX_METADATA + 1
+    path = craft.write(tmp_path / "many.hxz")
+    os.truncate(path, 1 << 32)
+    with serving_s3({"many": path}) as server, server.client() as client:
+        assert client.ask("GET", "/many/disk").body == b"x" * 100
+        assert client.ask("HEAD", "/many/many.hxz").status == 200
+        assert client.ask("GET", "/many/info.json").status == 200
+        assert client.ask("GET", "/many/nothing").status == 404
+        assert error_of(client.ask("GET", "/many/files/a"))["Code"] == "InternalError"

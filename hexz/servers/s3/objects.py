@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from functools import cached_property, partial
 
 from hexz.catalog import Catalog, Lease
 from hexz.errors import NoSuchSnapshot
@@ -13,7 +13,9 @@ from hexz.protocol.s3.errors import S3Error
 from hexz.protocol.s3.keys import INFO, bucket_of
 from hexz.protocol.s3.xml import Entry
 from hexz.servers.http.objects import (
+    ARCHIVE_FOLDER,
     OCTETS,
+    Archive,
     Contents,
     archive_of,
     archived_contents,
@@ -43,13 +45,17 @@ class Objects:
     def __init__(self, lease: Lease) -> None:
         self._name = lease.name
         self._snapshot = lease.snapshot
-        self._archive = archive_of(lease.snapshot)
         self._plain: dict[str, Callable[[], Contents]] = {
             INFO: self._info,
             f"{lease.name}.hxz": lambda: file_contents(lease.snapshot),
         }
         for stream in lease.snapshot.streams.values():
             self._plain[stream.name] = partial(Contents, stream, stream.size, OCTETS, stream.etag)
+
+    @cached_property
+    def _archive(self) -> Archive | None:
+        """What is below `ARCHIVE_FOLDER`: read when somebody asks for it.  Raises: SnapshotTooLarge, StorageError."""
+        return archive_of(self._snapshot)
 
     def _info(self) -> Contents:
         body = json.dumps(public_facts(self._name, self._snapshot)).encode() + b"\n"
@@ -69,7 +75,8 @@ class Objects:
         plain = self._plain.get(key)
         if plain is not None:
             return plain()
-        file = self._archive.files.get(key) if self._archive is not None else None
+        below = key.startswith(ARCHIVE_FOLDER)
+        file = self._archive.files.get(key) if below and self._archive is not None else None
         if file is None:
             raise S3Error("NoSuchKey", None, (("Key", key),))
         return archived_contents(self._snapshot, file)
