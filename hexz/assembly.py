@@ -50,7 +50,8 @@ HTTP_ALPN = ("http/1.1",)
 def open_catalog(settings: Settings) -> Catalog:
     """Open every snapshot that the command line names, but for a successor: it gets those of the other process.
 
-    Raises: the SnapshotError of the first that cannot be opened; ConfigError, UsageError.
+    What cannot be opened of a directory is skipped.
+    Raises: the SnapshotError of the first file that is named itself and cannot be opened; ConfigError, UsageError.
     """
     options = settings.options
     password = read_password(options.password_file)
@@ -59,8 +60,8 @@ def open_catalog(settings: Settings) -> Catalog:
     context = new_context(options.cache_size, password, folders, seals=seals)
     context = context._replace(follow_parents=not options.no_parents)
     catalog = Catalog(context)
-    for name, path in () if options.upgrade else find_sources(settings.snapshots):
-        catalog.add(name, path)
+    if not options.upgrade:
+        catalog.open_all(find_sources(settings.snapshots))
     return catalog
 
 
@@ -92,8 +93,12 @@ def assemble(
             running.warn(line)
         return listener
 
+    for line in catalog.skipped.values():
+        running.warn(f"skipped: {line}")
+    if catalog.skipped and not len(catalog):
+        running.warn(f"no snapshot is served: none of the {len(catalog.skipped)} files can be")
     catalog.context.metrics.listeners = front.figures
-    roots = Roots(options.control_root, lambda: [path for _, path in find_sources(settings.snapshots)])
+    roots = Roots(options.control_root, lambda: [source.path for source in find_sources(settings.snapshots)])
     mounts = MountTable(catalog, roots, catalog.context.metrics.events.add)
     lifecycle = Lifecycle(front, mounts, listener_on, options.supervisor, options.upgrade)
     try:

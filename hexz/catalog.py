@@ -13,14 +13,14 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from hexz.errors import HexzError, NameTaken, NoSuchSnapshot, UsageError
 from hexz.metrics import SnapshotMetrics
 from hexz.snapshot import OpenContext, Snapshot, Stream, open_snapshot
 
-__all__ = ["MAX_NAME", "Catalog", "Lease", "Served", "SyncResult", "check_name"]
+__all__ = ["MAX_NAME", "Catalog", "Lease", "Served", "Source", "SyncResult", "check_name"]
 
 log = logging.getLogger("hexz.catalog")
 
@@ -162,6 +162,23 @@ class Served(NamedTuple):
     snapshot: Snapshot
 
 
+class Source(NamedTuple):
+    """A file to be served as `name`.
+
+    `gathered` ones lie in a directory that was named; the others were named themselves.  `trouble` says why one
+    cannot be served under its name.
+    """
+
+    name: str
+    path: str
+    gathered: bool = False
+    trouble: str = ""
+
+    def said(self, error: HexzError) -> str:
+        """One line on what is wrong with it, which begins with its path also where a link leads elsewhere."""
+        return str(error) if str(error).startswith(self.path) else f"{self.path}: {error}"
+
+
 class SyncResult(NamedTuple):
     """What `Catalog.sync` did: names, and for failures one line each."""
 
@@ -179,7 +196,10 @@ class Catalog:
         self.default: str | None = None
         self.stale = 0
         """How many snapshots are served whose directory was missing at the last `sync`."""
+        self.skipped: dict[str, str] = {}
+        """By path, one line on each file that cannot be served as it is now: of the last `open_all` or `sync`."""
         context.metrics.default = lambda: self.default
+        context.metrics.skipped = lambda: len(self.skipped)
         self._published: dict[str, _Published] = {}  # replaced as entries under _lock; read without it
         self._reserved: set[str] = set()  # names being opened; guarded by _lock
         self._lock = threading.Lock()
@@ -334,8 +354,25 @@ class Catalog:
         deadline = time.monotonic() + timeout
         return all([one.idle.wait(max(0.0, deadline - time.monotonic())) for one in every])
 
-    def sync(self, find_sources: Callable[[], list[tuple[str, str]]]) -> SyncResult:
-        """Make the catalog hold just the (name, path) pairs that `find_sources` gives.
+    def open_all(self, sources: Iterable[Source]) -> None:
+        """Publish `sources`; what is wrong with gathered ones is found in `skipped`, and keeps nothing else away.
+
+        Raises: what `add` raises for one that was named itself.
+        """
+        skipped: dict[str, str] = {}
+        for source in sources:
+            try:
+                if source.trouble:
+                    raise UsageError(source.trouble)
+                self.add(source.name, source.path)
+            except HexzError as error:
+                if not source.gathered:
+                    raise
+                skipped[source.path] = source.said(error)
+        self.skipped = skipped
+
+    def sync(self, find_sources: Callable[[], Sequence[Source]]) -> SyncResult:
+        """Make the catalog hold just the sources that `find_sources` gives.
 
         What lies in a directory that is not there stays: a disk that is not mounted takes nothing away.
         What cannot be opened is reported, logged, and leaves the old state of its name.
@@ -343,15 +380,21 @@ class Catalog:
         """
         result = SyncResult([], [], [], [])
         missing: dict[str, list[str]] = {}
-        sources = dict(find_sources())
-        for name, path in sources.items():
+        skipped: dict[str, str] = {}
+        wanted = set()
+        for source in find_sources():
             try:
-                self._sync_one(name, path, result)
+                if source.trouble:
+                    raise UsageError(source.trouble)
+                wanted.add(source.name)
+                self._sync_one(source.name, source.path, result)
             except HexzError as error:
-                result.failed.append(f"{name}: {error}")
-                log.warning("not reloaded: %s", error, extra={"each": True})
+                skipped[source.path] = source.said(error)
+                result.failed.append(f"{source.name}: {error}")
+                log.warning("not reloaded: %s", skipped[source.path], extra={"each": True})
+        self.skipped = skipped
         for one in self.served():
-            if one.name not in sources and not one.mounted:
+            if one.name not in wanted and not one.mounted:
                 folder = os.path.dirname(os.path.abspath(one.path))
                 if not os.path.isdir(folder):
                     missing.setdefault(folder, []).append(one.name)

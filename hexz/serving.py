@@ -17,6 +17,7 @@ from hexz.daemon.places import take_places, who_listens
 from hexz.daemon.running import Running
 from hexz.daemon.systemd import Notifier, take_passed_sockets
 from hexz.errors import ListenError
+from hexz.printable import printable
 from hexz.units import format_size
 
 __all__ = ["serve"]
@@ -110,7 +111,8 @@ def _print_check(catalog: Catalog, listeners: list[str]) -> int:
             mark = " (default)" if name == catalog.default else ""
             seal = snapshot.storage.seal
             sealed = f", sealed ({seal.kind})" if seal is not None else ""
-            print(f"{name}{mark}: {snapshot.path}: {snapshot.layout}, {streams or 'no streams'}{sealed}")
-    for line in listeners:
-        print(line)
+            line = f"{name}{mark}: {snapshot.path}: {snapshot.layout}, {streams or 'no streams'}{sealed}"
+            print(printable(line))
+    for line in [*(f"skipped: {reason}" for reason in catalog.skipped.values()), *listeners]:
+        print(printable(line))
     return 0

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from hexz.catalog import check_name
+from hexz.catalog import Source, check_name
 from hexz.errors import SnapshotNotFound, SnapshotUnreadable, UsageError
 
 __all__ = ["SUFFIX", "find_sources", "name_of"]
@@ -13,35 +13,53 @@ __all__ = ["SUFFIX", "find_sources", "name_of"]
 SUFFIX = ".hxz"
 
 
-def find_sources(specs: Sequence[str]) -> list[tuple[str, str]]:
-    """(name, path) of every snapshot that `specs` name, in order.
+def find_sources(specs: Sequence[str]) -> list[Source]:
+    """Every snapshot that `specs` name, in order.
 
-    A directory stands for every ``*.hxz`` directly in it, sorted by name.
-    Raises: UsageError for a name that comes twice; SnapshotNotFound for a missing
-    file or a directory without snapshots; SnapshotUnreadable.
+    A directory stands for every ``*.hxz`` directly in it, sorted by name.  Who can put a file there decides over
+    that file alone: one whose name cannot be used, or is that of another, comes with its `trouble`.
+    Raises: UsageError when that is so of a file that is named itself; SnapshotNotFound for a missing file or a
+    directory without snapshots; SnapshotUnreadable.
     """
-    found: dict[str, str] = {}
-    for spec in specs:
-        for name, path in _expand(spec):
-            if name in found and found[name] != path:
-                raise UsageError(f"{path}: another snapshot is called {name!r} already: use NAME=FILE to rename one")
-            found[check_name(name)] = path
-    return list(found.items())
+    sources = [source for spec in specs for source in _expand(spec)]
+    taken: dict[str, str] = {}
+    for source in sorted(sources, key=lambda one: one.gathered):  # those named themselves have the first choice
+        trouble = _trouble(source, taken)
+        if not trouble:
+            taken.setdefault(source.name, source.path)
+        elif not source.gathered:
+            raise UsageError(trouble)
+    found: dict[tuple[str, str], Source] = {}
+    for source in sources:
+        gathered = source.gathered and found.get(source[:2], source).gathered
+        found[source[:2]] = source._replace(gathered=gathered, trouble=_trouble(source, taken))
+    return list(found.values())
 
 
-def _expand(spec: str) -> list[tuple[str, str]]:
+def _trouble(source: Source, taken: Mapping[str, str]) -> str:
+    """Why a source cannot have its name, for people; empty when it can."""
+    if taken.get(source.name, source.path) != source.path:
+        return f"{source.path}: another snapshot is called {source.name!r} already: use NAME=FILE to rename one"
+    try:
+        check_name(source.name)
+    except UsageError as error:
+        return f"{source.path}: {error}"
+    return ""
+
+
+def _expand(spec: str) -> list[Source]:
     name, equals, path = spec.partition("=")
     if equals and name and "/" not in name and not os.path.exists(spec):
-        return [(name, path)]
+        return [Source(name, path)]
     if not os.path.isdir(spec):
-        return [(name_of(spec), spec)]
+        return [Source(name_of(spec), spec)]
     try:
         inside = sorted(entry for entry in os.listdir(spec) if entry.endswith(SUFFIX))
     except PermissionError:
         raise SnapshotUnreadable(spec, "permission denied") from None
     if not inside:
         raise SnapshotNotFound(spec, f"no {SUFFIX} file in this directory")
-    return [(name_of(entry), os.path.join(spec, entry)) for entry in inside]
+    return [Source(name_of(entry), os.path.join(spec, entry), gathered=True) for entry in inside]
 
 
 def name_of(path: str) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from hexz.catalog import Catalog
+from hexz.catalog import Catalog, Source
 from hexz.errors import StorageError
 from hexz.snapshot import Snapshot, new_context, open_snapshot
 from hexz.storage import LocalFile
@@ -148,7 +148,7 @@ def test_a_snapshot_is_changed_with_its_parents_and_opened_anew_with_them(tmp_pa
             with pytest.raises(StorageError):
                 read(snapshot, 0, 100)
         assert catalog.changed == 1
-        assert catalog.sync(lambda: [("child", str(child))]).replaced == ["child"]
+        assert catalog.sync(lambda: [Source("child", str(child))]).replaced == ["child"]
         assert catalog.changed == 0
         with catalog.lease("child") as snapshot:
             assert read(snapshot, 0, 100) == content(2)[:100]

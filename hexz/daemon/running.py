@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from hexz.catalog import Catalog
+from hexz.catalog import Catalog, Source
 from hexz.daemon.lifecycle import Lifecycle
 from hexz.daemon.limited import say_left_out
 from hexz.daemon.systemd import Notifier
@@ -26,6 +26,8 @@ __all__ = ["Running"]
 log = logging.getLogger("hexz.daemon")
 
 TICK_S = 1.0
+SKIPPED_SHOWN = 10
+"""Files that the status names of those that cannot be served; the others are counted."""
 LAST_ANSWERS_S = 2.0
 """How long clients of the control socket may take to read their last answer."""
 
@@ -34,7 +36,7 @@ class Running:
     """Runs the accept loop until SIGTERM or SIGINT, then drains; a second one ends the patience."""
 
     def __init__(
-        self, front: Front, catalog: Catalog, notifier: Notifier, find_sources: Callable[[], list[tuple[str, str]]]
+        self, front: Front, catalog: Catalog, notifier: Notifier, find_sources: Callable[[], Sequence[Source]]
     ) -> None:
         """`find_sources` gives the snapshots that the command line names, when they are read again."""
         self._front = front
@@ -70,7 +72,7 @@ class Running:
         """Log the warnings so far; from now on each is logged at once."""
         unsaid, self._unsaid = self._unsaid or [], None
         for line in unsaid:
-            log.warning("%s", line)
+            log.warning("%s", line, extra={"each": True})
 
     def on_reload(self, what: str, action: Callable[[], None]) -> None:
         """Do `action` on SIGHUP; its failure is logged and leaves the rest alone."""
@@ -168,7 +170,7 @@ class Running:
     def _reload_snapshots(self) -> None:
         if self._lifecycle is not None and self._lifecycle.state is State.INIT:
             return  # what there is to serve is not known yet
-        inherited = self._lifecycle.inherited if self._lifecycle is not None else []
+        inherited = [Source(*one) for one in self._lifecycle.inherited] if self._lifecycle is not None else []
         done = self._catalog.sync(lambda: self._find_sources() or inherited)
         log.info(
             "reloaded: %d snapshots (%d new, %d replaced, %d gone, %d failed)",
@@ -195,7 +197,11 @@ class Running:
 
     def status(self) -> list[str]:
         """Some lines for people: the summary, and the figures that matter."""
-        return [self.summary(), *summary_lines(self._catalog.context.metrics.collect())]
+        skipped = list(self._catalog.skipped.values())
+        lines = [f"skipped: {line}" for line in skipped[:SKIPPED_SHOWN]]
+        if len(skipped) > SKIPPED_SHOWN:
+            lines.append(f"and {len(skipped) - SKIPPED_SHOWN} files more that were skipped")
+        return [self.summary(), *lines, *summary_lines(self._catalog.context.metrics.collect())]
 
     def summary(self) -> str:
         """One line for people: what is served, where, and how the cache does."""
@@ -203,7 +209,8 @@ class Running:
         where = ", ".join(listener.url for listener in self._front.listeners)
         names: Sequence[str] = self._catalog.names()
         shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        skipped = f" ({len(self._catalog.skipped)} files skipped)" if self._catalog.skipped else ""
         return (
-            f"serving {shown or 'nothing'} at {where}; {self._connections()} connections; cache "
+            f"serving {shown or 'nothing'}{skipped} at {where}; {self._connections()} connections; cache "
             f"{format_size(counts.held)} of {format_size(counts.budget)}, {counts.loads} blocks decompressed"
         )

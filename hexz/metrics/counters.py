@@ -261,6 +261,8 @@ class Metrics:
         """Gives the blocks and bytes that the cache has of each file."""
         self.listeners: Callable[[], Sequence[ListenerFigures]] = tuple
         self.default: Callable[[], str | None] = str
+        self.skipped: Callable[[], int] = int
+        """Gives how many files that should be served cannot be."""
         self.workers = 0
         self._published: dict[str, SnapshotMetrics] = {}  # changed as entries, which is atomic
 
@@ -306,4 +308,5 @@ class Metrics:
             self.workers,
             self.began,
             self.default(),
+            self.skipped(),
         )

@@ -156,7 +156,11 @@ class Event(NamedTuple):
 
 
 class Collected(NamedTuple):
-    """All figures of the process; `others` are requests that belong to no snapshot, `default` names the default one."""
+    """All figures of the process.
+
+    `others` are requests that belong to no snapshot, `default` names the default one, `skipped` counts the files
+    that should be served and cannot be.
+    """
 
     snapshots: dict[str, SnapshotFigures]
     others: SnapshotFigures
@@ -168,3 +172,4 @@ class Collected(NamedTuple):
     workers: int = 0
     began: float = 0.0
     default: str | None = None
+    skipped: int = 0

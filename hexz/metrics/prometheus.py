@@ -82,6 +82,8 @@ def _about(collected: Collected) -> Iterator[str]:
     versions = {"version": __version__, "python": platform.python_version()}
     yield from _gauge("hexz_build_info", "The version that runs; always 1.", [(versions, 1)])
     yield from _gauge("hexz_snapshots", "Snapshots served.", [({}, len(collected.snapshots))])
+    text = "Files that should be served and could not be opened when they were last looked for."
+    yield from _gauge("hexz_snapshots_skipped", text, [({}, collected.skipped)])
 
 
 def _operations(collected: Collected) -> list[tuple[Labels, OperationFigures]]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from hexz import catalog as module
-from hexz.catalog import Catalog
+from hexz.catalog import Catalog, Source
 from hexz.daemon.running import Running
 from hexz.daemon.systemd import Notifier
 from hexz.errors import NoSuchSnapshot
@@ -112,7 +112,7 @@ def test_a_name_that_goes_by_itself_stops_neither_a_reload_nor_the_end(images: l
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(catalog, "served", served_with_a_delay)
-        assert catalog.sync(lambda: [("a", str(images[0][0]))]).removed == ["c"]
+        assert catalog.sync(lambda: [Source("a", str(images[0][0]))]).removed == ["c"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(catalog, "names", names_with_a_delay)
         catalog.close()
@@ -124,7 +124,7 @@ def test_a_reload_without_threads_to_spare_comes_later(
 ) -> None:
     catalog = Catalog(new_context(4 << 20))
     front = Front()
-    running = Running(front, catalog, Notifier(), lambda: [("a", str(images[0][0]))])
+    running = Running(front, catalog, Notifier(), lambda: [Source("a", str(images[0][0]))])
     start, refused = threading.Thread.start, []
 
     def start_later(thread: threading.Thread) -> None:

@@ -213,7 +213,8 @@ class CatalogApplication:
 
     def _readiness(self, head: RequestHead) -> Response:
         if self._ready():
-            troubles = {"stale": self._catalog.stale, "changed": self._catalog.changed}
+            catalog = self._catalog
+            troubles = {"stale": catalog.stale, "changed": catalog.changed, "skipped": len(catalog.skipped)}
             found = {what: count for what, count in troubles.items() if count}
             return json_response({"status": "ready", "snapshots": len(self._catalog), **found})
         return json_response({"status": "draining"}, 503, (("Retry-After", "5"),))
