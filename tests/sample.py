@@ -15,7 +15,7 @@ from tests import samples  # noqa: E402
 
 FOLDER = ROOT / "build" / "sample"
 TOUR = """
-Read it back, from another shell (apt install curl xxd libnbd-bin qemu-utils):
+Read it back, from another shell (apt install curl xxd libnbd-bin file qemu-utils):
 
   curl -s {http}info
   curl -s -r 0-15 {http}disk | xxd
