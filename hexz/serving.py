@@ -87,11 +87,12 @@ def _announce(running: Running, catalog: Catalog, held: list[PidFile], logs: lis
     """Say in the log what begins here and where everything is, and beside the pid files for --status."""
     names = catalog.names()
     shown = ", ".join(names[:NAMES_SHOWN]) + (" and others" if len(names) > NAMES_SHOWN else "")
+    counted = "1 snapshot" if len(names) == 1 else f"{len(names)} snapshots"
     paths = [file.path for file in held]
     urls = running.urls()
     log.info(
-        "hexz-serve %s, pid %d: %d snapshots (%s) at %s; pid file %s; logging to %s",
-        __version__, os.getpid(), len(names), shown or "none yet", ", ".join(urls) or "no address yet",
+        "hexz-serve %s, pid %d: %s (%s) at %s; pid file %s; logging to %s",
+        __version__, os.getpid(), counted, shown or "none yet", ", ".join(urls) or "no address yet",
         " and ".join(paths) or "none", " and ".join(logs) or "standard error",
     )  # fmt: skip
     for file in held:

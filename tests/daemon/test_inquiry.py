@@ -44,6 +44,9 @@ def test_the_log_begins_with_what_is_served_and_where(host: Host, snapshot_file:
         f"pid file {host.runtime}/hexz-serve.pid and ", f"logging to {host.runtime}/hexz-serve.err and ",
     ):  # fmt: skip
         assert part in first, first
+    host.command("--stop", "--pid-file", host.runtime / "hexz-serve.pid")
+    pid, _ = host.start(f"one={snapshot_file}")
+    assert f"pid {pid}: 1 snapshot (one) at " in (host.runtime / "hexz-serve.log").read_text()
 
 
 def test_status_says_where_it_listens_and_logs(host: Host, snapshot_file: Path, tmp_path: Path) -> None:
