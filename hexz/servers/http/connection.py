@@ -347,7 +347,7 @@ class HttpConnection:
             return True
         if not self._crowd.has_company(self):
             return True
-        member = Member(self._sock, again, self._counting, self._told)
+        member = Member(self._connection, again, self._counting, self._told)
         self._connection.silence = lambda: time.monotonic() - member.seen
         self._crowd.stay(member, self._connection.listener.summons)
         self._connection.silence = None

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from time import perf_counter
 from typing import NamedTuple
 
-from hexz.servers.base import Summons
+from hexz.servers.base import Connection, Summons
 from hexz.servers.http.again import Again
 from hexz.servers.http.counting import Counting
 
@@ -60,10 +60,11 @@ class Member:
     `ended` says that there is no more to do.
     """
 
-    __slots__ = ("again", "counting", "ended", "gate", "received", "seen", "sock", "told", "unsent")
+    __slots__ = ("again", "connection", "counting", "ended", "gate", "received", "seen", "sock", "told", "unsent")
 
-    def __init__(self, sock: socket.socket, again: Again, counting: Counting, told: Told | None) -> None:
-        self.sock = sock
+    def __init__(self, connection: Connection, again: Again, counting: Counting, told: Told | None) -> None:
+        self.connection = connection
+        self.sock = connection.sock
         self.again = again
         self.counting = counting
         self.told = told
@@ -76,6 +77,8 @@ class Member:
 
     def serve(self) -> bool:
         """Answer the request that has come; False when the member has to go home."""
+        if self.connection.draining:  # the answer says that it is the last; the summons may ring only later
+            return False
         try:
             began = perf_counter()
             data = self.sock.recv(RECEIVE, socket.MSG_DONTWAIT)
