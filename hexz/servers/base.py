@@ -48,6 +48,8 @@ class Service(Protocol):
     scheme: str
     answers_spares: bool
     """A connection for which there is no place is served nevertheless, for one request: see `Connection.spare`."""
+    keeps_idle: bool
+    """Nobody has to go for a newcomer, however long nothing came from him."""
 
     def serve(self, connection: Connection) -> None:
         """Serve until the peer or the drain ends it.  Runs in the connection's thread, which closes the socket."""
@@ -323,6 +325,8 @@ class Listener:
             rivals = [one for one in staying if one.client == connection.client] if connection.client else []
             crowd = rivals if len(rivals) >= max(self.max_connections // SHARE, 1) else staying
             if crowd is rivals or len(staying) >= self.max_connections:
+                if self.service.keeps_idle:
+                    return False
                 longest, gone = max(((one.idle_for(), one) for one in crowd), key=lambda pair: pair[0])
                 if longest < 0 or len(self.connections) >= self.max_connections + MAX_LEAVING:
                     return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import signal
 import socket
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from hexz.assembly import CONTROL_PLACES
 from tests.control.clients import WAIT_S, Controlled, UnixConnection, ask, done, mount, wait_for
 from tests.peers import ROOT, need, run
 
@@ -328,6 +330,29 @@ def test_a_silent_connection_lives_as_long_as_the_daemon(daemon: Controlled) -> 
     daemon.stop()
     watching.sock.settimeout(WAIT_S)
     assert watching.sock.recv(1) == b""
+
+
+def test_a_silent_connection_lives_whoever_else_comes(daemon: Controlled) -> None:
+    with contextlib.ExitStack() as stack:
+
+        def connected() -> UnixConnection:
+            connection = stack.enter_context(contextlib.closing(UnixConnection(daemon.control)))
+            connection.connect()
+            return connection
+
+        watching = connected()
+        watching.sock.settimeout(2.5)  # it counts as idle before that
+        with pytest.raises(socket.timeout):
+            watching.sock.recv(1)
+        for _ in range(CONTROL_PLACES + 2):
+            connected()
+        connection = connected()  # the places are taken, and it is answered
+        connection.request("GET", "/api/v1/daemon")
+        assert connection.getresponse().status == 200
+        with pytest.raises(socket.timeout):
+            watching.sock.recv(1)
+        watching.request("GET", "/api/v1/daemon")
+        assert watching.getresponse().status == 200
 
 
 def test_only_trusted_users_change_things(tmp_path: Path, snapshot_file: Path) -> None:

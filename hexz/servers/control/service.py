@@ -87,6 +87,7 @@ class ControlService:
 
     scheme = "control"
     answers_spares = True
+    keeps_idle = True
 
     def __init__(self, application: Application, trusted: Collection[int] = ()) -> None:
         """Besides this process's own user and root, the users `trusted` (numeric ids) may change things."""

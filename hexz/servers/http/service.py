@@ -46,6 +46,7 @@ class HttpService:
         self._rules = rules
         self.scheme = f"{scheme}s" if tls else scheme
         self._application = application
+        self.keeps_idle = False
         self.answers_spares = rules.spare_paths is None or bool(rules.spare_paths)
         self._gate = gate or Gate()
         self._access_log = access_log

@@ -85,6 +85,7 @@ class NbdService:
     ) -> None:
         """`pad` rounds export sizes up to a multiple of so many bytes, with zeros."""
         self.answers_spares = False  # a client of NBD comes to stay
+        self.keeps_idle = False
         self.scheme = "nbds" if tls_mode is TlsMode.REQUIRED else "nbd"
         self._directory = _CatalogDirectory(catalog, pad)
         self._tls_mode = tls_mode
