@@ -188,3 +188,22 @@ def test_over_http_no_tag_has_two_contents_and_a_reload_serves_the_new_one(tmp_p
         whole = requests.get(f"{server.http}/disk", timeout=30)
         assert whole.content == new
         assert whole.headers["ETag"] != first.headers["ETag"]
+
+
+def test_one_changed_file_keeps_nobody_from_the_list_of_all(tmp_path: Path) -> None:
+    for name in ("calm", "changed"):
+        craft = Craft()
+        craft.data(b"x" * 4096)
+        craft.page()
+        craft.metadata = b'{"files": [{"path": "a", "offset": 0, "size": 1}]}'
+        craft.write(tmp_path / f"{name}.hxz")
+    with Server("--http-port", 0, tmp_path) as server:
+        os.utime(tmp_path / "changed.hxz", (1, 1))
+        for target in ("/snapshots", "/"):
+            listed = requests.get(f"{server.http}{target}", timeout=30).json()["snapshots"]
+            assert {entry["name"]: (entry["archive"], entry["changed"]) for entry in listed} == {
+                "calm": (True, False),
+                "changed": (None, True),
+            }
+        page = requests.get(server.http, headers={"Accept": "text/html"}, timeout=30)
+        assert page.status_code == 200 and "calm" in page.text

@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from hexz.catalog import Catalog
-from hexz.errors import NoSuchSnapshot
+from hexz.errors import NoSuchSnapshot, StorageError
 from hexz.protocol.http.head import RequestError
 from hexz.protocol.pages import MAX_ENTRIES, list_page
 from hexz.servers.http.objects import ARCHIVE_FOLDER, Archive
+from hexz.snapshot import Snapshot
 
 __all__ = ["Listed", "list_folder", "list_snapshots", "number_of", "parse_limit"]
 
@@ -66,6 +67,7 @@ def list_snapshots(catalog: Catalog, query: Query) -> Listed:
             continue  # taken away a moment ago
         with lease as snapshot:
             base = f"/snapshots/{quote(name, safe='')}"
+            archive = _is_archive(snapshot)  # first, since it may be the one that finds the file changed
             entries.append(
                 {
                     "name": name,
@@ -76,7 +78,7 @@ def list_snapshots(catalog: Catalog, query: Query) -> Listed:
                     "thin": snapshot.thin,
                     "encrypted": snapshot.encrypted,
                     "changed": snapshot.changed,
-                    "archive": snapshot.lists_files,
+                    "archive": archive,
                     "info": f"{base}/info",
                     "streams": {
                         stream.name: {"size": stream.size, "etag": stream.etag, "url": f"{base}/{stream.name}"}
@@ -85,6 +87,14 @@ def list_snapshots(catalog: Catalog, query: Query) -> Listed:
                 }
             )
     return Listed(entries, page[-1] if start + limit < len(names) else None)
+
+
+def _is_archive(snapshot: Snapshot) -> bool | None:
+    """Whether it lists files; None where its file cannot be read, which keeps nobody from the list of the others."""
+    try:
+        return snapshot.lists_files
+    except StorageError:
+        return None
 
 
 def list_folder(archive: Archive, folder: str, query: Query) -> Listed:
