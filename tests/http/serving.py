@@ -18,7 +18,7 @@ from hexz.servers.http.service import HttpService
 from hexz.servers.http.snapshots import CatalogApplication
 from hexz.snapshot import new_context
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 
 class Reply(NamedTuple):

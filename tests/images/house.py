@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from tests.peers import Server, listens, need, run
 
-READY_S = 20.0
+READY_S = 60.0
 
 
 class House:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from hexz.protocol.nbd import constants as c
 
-TIMEOUT_S = 20.0
+TIMEOUT_S = 60.0
 STRUCTURED_MODES = ("structured", "extended")
 
 
