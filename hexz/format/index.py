@@ -12,8 +12,9 @@ import sys
 from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import accumulate, islice
-from operator import add, le, sub
+from heapq import merge
+from itertools import accumulate, chain, islice
+from operator import add, eq, le, sub
 from typing import NamedTuple
 
 from hexz.format.header import HEADER_SIZE, Header
@@ -32,6 +33,7 @@ __all__ = [
     "build_master_index",
     "build_page",
     "check_disjoint",
+    "check_numbers",
     "check_records",
     "index_fits",
     "index_length",
@@ -65,13 +67,17 @@ class DamagedIndex(Exception):
 
 
 class MasterIndex(NamedTuple):
-    """Both streams' pages and logical sizes in bytes; `length` is the index's own size in bytes."""
+    """Both streams' pages and logical sizes in bytes; `length` is the index's own size in bytes.
+
+    `entry_sizes` are those that the pages may have: both until `check_numbers` has told them.
+    """
 
     main: PageRecords
     aux: PageRecords
     main_size: int
     aux_size: int
     length: int
+    entry_sizes: tuple[int, ...] = ENTRY_SIZES
 
     def with_sizes(self, sizes: dict[str, int]) -> MasterIndex:
         """The same with other logical sizes for ``disk`` and ``memory``, where `sizes` has them."""
@@ -202,6 +208,39 @@ def check_disjoint(*streams: PageRecords) -> None:
         end = offset + (place & _ALL_ONES)
 
 
+def check_numbers(index: MasterIndex) -> tuple[int, ...]:
+    """The sizes of entries with which the pages number the file's blocks 0, 1, 2, ... (format.md section 4).
+
+    Each stream's pages are in the order of their numbers, both streams' together have every number once.  So no page
+    is missing but at the end, none is listed twice, and none in the place of another; and as an encrypted block can
+    be decrypted under its number alone, none of its blocks either.
+    Raises: DamagedIndex when no size does.
+    """
+    streams = [records for records in (index.main, index.aux) if records]
+    streams.sort(key=lambda records: records.first_blocks[0])
+    lengths = {length for records in streams for length in set(records.lengths)}
+    possible = [size for size in ENTRY_SIZES if all(not (length - 8) % size for length in lengths)]
+    fitting = tuple(size for size in possible if _numbered(streams, size))
+    if streams and not fitting:
+        raise DamagedIndex("the index pages do not number the blocks 0, 1, 2, ...: some are missing, doubled or moved")
+    return fitting or ENTRY_SIZES
+
+
+def _numbered(streams: Sequence[PageRecords], entry_size: int) -> bool:
+    counts = {length: (length - 8) // entry_size for records in streams for length in set(records.lengths)}
+    firsts = chain.from_iterable(records.first_blocks for records in streams)
+    lengths = chain.from_iterable(records.lengths for records in streams)
+    # Mostly one stream comes behind the other; the loop is for those that take turns.
+    if all(map(eq, firsts, accumulate(map(counts.__getitem__, lengths), initial=0))):
+        return True
+    expected = 0
+    for first, length in merge(*(zip(records.first_blocks, records.lengths) for records in streams)):
+        if first != expected:
+            return False
+        expected += counts[length]
+    return True
+
+
 class Page:
     """The entries of one page as columns, and the logical position where each block begins.
 
@@ -326,11 +365,17 @@ class Page:
 
 
 def parse_page(
-    raw: bytes, record: PageRecord, end: int | None, index_offset: int, zeros_from: Callable[[int], bool] | None = None
+    raw: bytes,
+    record: PageRecord,
+    end: int | None,
+    index_offset: int,
+    zeros_from: Callable[[int], bool] | None = None,
+    entry_sizes: Sequence[int] = ENTRY_SIZES,
 ) -> Page:
     """The page at `record`, whose blocks must end at logical position `end`, None for anywhere.
 
-    If they end earlier, `zeros_from` is asked whether there are only zeros from there on.
+    Its entries have one of `entry_sizes`.  If they end earlier, `zeros_from` is asked whether there are only zeros
+    from there on.
     Raises: DamagedIndex when the length, the positions, or any entry cannot be right.
     """
     if len(raw) != record.length or len(raw) < 8:
@@ -338,7 +383,7 @@ def parse_page(
     count = _U64.unpack_from(raw)[0]
     if not 1 <= count <= MAX_PAGE_ENTRIES:
         raise DamagedIndex(f"the page claims {count} blocks: 1 to {MAX_PAGE_ENTRIES} are possible")
-    for entry_size in ENTRY_SIZES:
+    for entry_size in entry_sizes:
         if len(raw) == 8 + entry_size * count:
             break
     else:

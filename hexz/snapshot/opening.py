@@ -21,6 +21,7 @@ from hexz.errors import (
     SnapshotNotFound,
     SnapshotTooLarge,
     SnapshotUnreadable,
+    StorageError,
     WrongPassword,
 )
 from hexz.format.codec import BlockDamage, Codec
@@ -30,6 +31,7 @@ from hexz.format.index import (
     DamagedIndex,
     MasterIndex,
     check_disjoint,
+    check_numbers,
     check_records,
     index_fits,
     index_length,
@@ -128,16 +130,16 @@ def _open(path: str, real: str, context: OpenContext, family: _Family) -> Snapsh
             undeclared,
         )
         snapshot = Snapshot(parts, context)
-        if cipher is not None:
-            try:
-                if not _try_password(snapshot):
-                    _check_plain_text(
-                        path, "it has no block that shows that its writer knew the password", parents, context
-                    )
-            except BaseException:
-                for stream in snapshot.streams.values():
-                    stream.pages.forget()
-                raise
+        try:
+            _check_ends(snapshot)
+            if cipher is not None and not _try_password(snapshot):
+                _check_plain_text(
+                    path, "it has no block that shows that its writer knew the password", parents, context
+                )
+        except BaseException:
+            for stream in snapshot.streams.values():
+                stream.pages.forget()
+            raise
         context.opened[snapshot.key] = snapshot
         return snapshot
     except BaseException:
@@ -183,7 +185,11 @@ def _read_structure(storage: Storage, pages: PageCache) -> tuple[Header, MasterI
             reason = str(error)
             continue
         if index_fits(header, index):
-            return header, index, _check_index(storage, header, index)
+            undeclared = _check_index(storage, header, index)
+            try:
+                return header, index._replace(entry_sizes=check_numbers(index)), undeclared
+            except DamagedIndex as error:
+                raise CorruptSnapshot(name, str(error)) from None
     raise CorruptSnapshot(name, reason)
 
 
@@ -225,6 +231,29 @@ def _check_index(storage: Storage, header: Header, index: MasterIndex) -> dict[s
     except DamagedIndex as error:
         raise CorruptSnapshot(storage.name, str(error)) from None
     return undeclared
+
+
+def _check_ends(snapshot: Snapshot) -> None:
+    """See that the blocks of each stream end where it does.
+
+    Raises: CorruptSnapshot; not for a last page that cannot be read or used: its readers will be told.
+    """
+    for name, stream in snapshot.streams.items():
+        records = stream.pages.records
+        if not records:
+            continue
+        last, sizes = records[-1], snapshot.index.entry_sizes
+        try:
+            raw = snapshot.storage.read(last.offset, last.length)
+            end = parse_page(raw, last, None, snapshot.header.index_offset, entry_sizes=sizes).end
+        except (DamagedIndex, StorageError) as error:
+            snapshot.note_failure(CorruptSnapshot(snapshot.path, f"the last index page of the {name}: {error}"))
+            continue
+        held = snapshot.undeclared.get(name, stream.size)
+        if end != held and not stream.pages.zeros_from(end):
+            raise CorruptSnapshot(
+                snapshot.path, f"the blocks of the {name} stream end at {end}, and its size is said to be {held}"
+            )
 
 
 def _layout(storage: Storage, header: Header, index: MasterIndex) -> str:

@@ -105,8 +105,12 @@ class PageTable:
         index_offset: int,
         cache: PageCache,
         zeros_from: Callable[[int], bool],
+        entry_sizes: Sequence[int],
     ) -> None:
-        """`zeros_from` says whether the stream, whose last block ends at a position, has only zeros from there on."""
+        """`zeros_from` says whether the stream, whose last block ends at a position, has only zeros from there on.
+
+        `entry_sizes` are those that pages may have, bytes.
+        """
         self.records = records
         positions = records.positions
         self.starts: Sequence[int] = positions.tolist() if len(positions) <= LISTED_PAGES else positions
@@ -115,7 +119,8 @@ class PageTable:
         self._size = size
         self._index_offset = index_offset
         self._cache = cache
-        self._zeros_from = zeros_from
+        self.zeros_from = zeros_from
+        self._entry_sizes = entry_sizes
         self._lasting = len(records) * RECORD_COST
         cache.hold(self._lasting)
 
@@ -147,7 +152,8 @@ class PageTable:
         end = self._size if last else self.starts[number + 1]
         raw = self._storage.read(record.offset, record.length)
         try:
-            return parse_page(raw, record, end, self._index_offset, self._zeros_from if last else None)
+            zeros_from = self.zeros_from if last else None
+            return parse_page(raw, record, end, self._index_offset, zeros_from, self._entry_sizes)
         except DamagedIndex as error:
             raise CorruptSnapshot(self._storage.name, f"index page {number} at {record.offset}: {error}") from None
 

@@ -54,7 +54,10 @@ class Stream:
         context = snapshot.context
         zeros_from = snapshot.zeros_from if name == "disk" else _no_zeros
         held = snapshot.undeclared.get(name, self.size)
-        self.pages = PageTable(snapshot.storage, records, held, snapshot.header.index_offset, context.pages, zeros_from)
+        index_offset = snapshot.header.index_offset
+        self.pages = PageTable(
+            snapshot.storage, records, held, index_offset, context.pages, zeros_from, index.entry_sizes
+        )
         self._loaded = self.pages.loaded
         self._blocks = context.blocks
         self.loader = BlockLoader(snapshot, name, self.size, self.pages)
