@@ -228,6 +228,35 @@ def test_the_images_api_looks_for_its_client_in_between(
     catalog.close()
 
 
+@pytest.mark.parametrize("target", ["/extents", "/snapshots/snap/extents"])
+def test_a_list_of_a_snapshots_extents_ends_with_its_client(tmp_path: Path, target: str) -> None:
+    """It is looked for before each page of the index, though a long run of pages is one extent."""
+    craft(tmp_path / "snap.hxz", [(ZERO, 512)] * 900, 100)
+    catalog = Catalog(new_context(1 << 20, workers=0))
+    catalog.add("snap", str(tmp_path / "snap.hxz"))
+    application = CatalogApplication(catalog)
+    looks: list[int] = []
+    most = 1000
+
+    def watch() -> None:
+        if len(looks) == most:
+            raise PeerGone
+        looks.append(1)
+
+    with socket.socket() as sock:
+        receiver = Receiver(Connection(sock, None, "peer"))  # type: ignore[arg-type]
+        head = parse_head(f"GET {target} HTTP/1.1\r\nHost: h".encode())
+        asked = HttpRequest(head, Body(receiver, Framing(0, False)), "peer", False, None, watch)
+        assert application.respond(asked).status == 200
+        assert len(looks) == 9
+        looks.clear()
+        most = 3
+        with pytest.raises(PeerGone):
+            application.respond(asked)
+    assert catalog.remove("snap"), "nothing is held any more"
+    catalog.close()
+
+
 def test_a_checksum_ends_with_its_client(tmp_path: Path) -> None:
     """A few kilobytes of file may be of any size: hashing that much would go on for years."""
     made = Craft()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from hexz.format.index import Page
@@ -33,10 +33,12 @@ class Effort:
     A page that is looked at counts as all of its blocks, and as `PAGE_COST` more.
     """
 
-    __slots__ = ("left",)
+    __slots__ = ("left", "watch")
 
-    def __init__(self, blocks: int) -> None:
+    def __init__(self, blocks: int, watch: Callable[[], None] | None = None) -> None:
+        """`watch` is called before each page; what it raises ends the work."""
         self.left = blocks
+        self.watch = watch
 
     @property
     def spent(self) -> bool:
@@ -63,6 +65,8 @@ def _own(stream: Stream, offset: int, length: int, effort: Effort | None) -> Ite
         yield Extent(offset, length, PARENT if stream.snapshot.parents else ZERO)
         return
     while offset < end:
+        if effort is not None and effort.watch is not None:
+            effort.watch()
         page = stream.pages.at(offset).page
         if effort is not None:
             effort.left -= page.count + PAGE_COST

@@ -60,7 +60,6 @@ class CatalogApplication:
             "/disk": lambda head: self._stream(head, None, "disk"),
             "/memory": lambda head: self._stream(head, None, "memory"),
             "/info": lambda head: self._info(head, None),
-            "/extents": lambda head: self._extents(head, None),
             "/": self._index,
             "/snapshots": self._list,
             "/snapshots/": self._list,
@@ -75,7 +74,7 @@ class CatalogApplication:
         if head.method not in ("GET", "HEAD"):
             return self._other_method(head)
         found = self._plain.get(head.path)
-        return found(head) if found is not None else self._route(head)
+        return found(head) if found is not None else self._route(head, request.watch)
 
     def _other_method(self, head: RequestHead) -> Response:
         allow = (("Allow", READING),)
@@ -83,7 +82,9 @@ class CatalogApplication:
             return Response(204, allow)
         return error_response(405, f"{head.method} is not possible here: snapshots are read-only", allow)
 
-    def _route(self, head: RequestHead) -> Response:
+    def _route(self, head: RequestHead, watch: Callable[[], None]) -> Response:
+        if head.path == "/extents":
+            return self._extents(head, None, watch)
         name, path = _file_asked_for(head)
         if path is not None:
             return self._archived(head, name, path)
@@ -97,7 +98,7 @@ class CatalogApplication:
             if len(segments) == 2 or (len(segments) == 3 and segments[2] == "info"):
                 return self._info(head, name)
             if len(segments) == 3 and segments[2] == "extents":
-                return self._extents(head, name)
+                return self._extents(head, name, watch)
         raise NoSuchSnapshot(f"there is nothing at {head.path}")
 
     def _stream(self, head: RequestHead, name: str | None, which: str) -> Response:
@@ -136,7 +137,7 @@ class CatalogApplication:
             facts = {**public_facts(lease.name, snapshot), "default": lease.name == self._catalog.default}
         return json_response(facts)._replace(purpose=Purpose(lease.metrics, INFO))
 
-    def _extents(self, head: RequestHead, name: str | None) -> Response:
+    def _extents(self, head: RequestHead, name: str | None, watch: Callable[[], None]) -> Response:
         query = _query(head)
         which = query.get("stream", ["disk"])[0]
         lease = self._catalog.lease(name)
@@ -148,7 +149,7 @@ class CatalogApplication:
             if start > stream.size:
                 raise RequestError(416, f"the stream has {stream.size} bytes")
             length = min(number_of(query, "length", stream.size), stream.size - start)
-            extents = list(islice(stream.extents(start, length, Effort(MAX_BLOCKS)), parse_limit(query)))
+            extents = list(islice(stream.extents(start, length, Effort(MAX_BLOCKS, watch)), parse_limit(query)))
             end = extents[-1].start + extents[-1].length if extents else start
             answer = {
                 "stream": which,
