@@ -22,6 +22,7 @@ from hexz.logfile import open_log
 from hexz.protocol.http.head import RequestHead
 from hexz.protocol.http.origin import authority_of, is_foreign_write, parse_ip
 from hexz.protocol.http.responses import Response, error_response
+from hexz.secrets import SHORTEST_SECRET, read_secret_lines
 from hexz.units import parse_size
 
 __all__ = [
@@ -38,9 +39,6 @@ __all__ = [
 
 log = logging.getLogger("hexz.access")
 
-MAX_TOKEN_FILE = 1 << 20
-SMALLEST_TOKEN = 16
-"""Shortest token accepted, characters: shorter ones can be guessed."""
 MAX_CLIENTS = 65536
 """Client addresses whose rates are remembered; beyond it the one unseen for longest is forgotten."""
 OPEN_PATHS = frozenset({"/healthz", "/readyz"})
@@ -61,21 +59,15 @@ class Tokens:
         self.digests = self._read()
 
     def _read(self) -> list[tuple[str, bytes]]:
-        try:
-            with open(self._path, encoding="utf-8") as file:
-                lines = file.read(MAX_TOKEN_FILE).splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
-            raise ConfigError(f"{self._path}: cannot read the tokens: {reason}") from None
         found: dict[str, bytes] = {}
-        for number, line in enumerate(lines, 1):
+        for number, line in enumerate(read_secret_lines(self._path, "tokens"), 1):
             words = line.partition("#")[0].split()
             if not words:
                 continue
-            if len(words) != 2 or words[0] in found or len(words[1]) < SMALLEST_TOKEN:
+            if len(words) != 2 or words[0] in found or len(words[1]) < SHORTEST_SECRET:
                 raise ConfigError(
                     f"{self._path}: line {number}: write NAME TOKEN, each name once, "
-                    f"tokens of at least {SMALLEST_TOKEN} characters"
+                    f"tokens of at least {SHORTEST_SECRET} characters"
                 )
             found[words[0]] = hashlib.sha256(words[1].encode()).digest()
         if not found:

@@ -1,8 +1,10 @@
-"""Passwords and keys from files: never from the command line, where everybody can read them."""
+"""Secrets from files: never from the command line, where everybody can read them, nor from files that others can."""
 
 from __future__ import annotations
 
 import os
+import shlex
+import stat
 from collections.abc import Iterable
 
 from hexz.errors import ConfigError
@@ -11,11 +13,14 @@ from hexz.format.seal import seal_key
 __all__ = [
     "CREDENTIALS",
     "MAX_PASSWORD",
-    "SHORTEST_SEAL_KEY",
+    "SHORTEST_SECRET",
+    "check_secret",
     "credential",
     "read_key",
     "read_password",
     "read_seal_key",
+    "read_secret_lines",
+    "secret_trouble",
     "unused_credentials",
 ]
 
@@ -24,10 +29,65 @@ CREDENTIALS = ("tokens", "s3-keys", "password", "seal-key")
 
 MAX_PASSWORD = 4096
 """Longest password, bytes."""
-SHORTEST_SEAL_KEY = 16
-"""Fewest bytes of the secret behind keyed seals: nobody shall find it by trying."""
+MAX_SECRETS = 1 << 20
+"""Longest file of tokens or keys, bytes."""
+SHORTEST_SECRET = 16
+"""Shortest token, secret of an S3 key, and secret behind keyed seals: shorter ones can be found by trying."""
+CREDENTIALS_FOLDER = "CREDENTIALS_DIRECTORY"
+"""The variable that says where the service manager put its secrets, for us alone."""
 KEY_SIZE = 32
 """A raw Ed25519 public key, bytes."""
+
+
+def read_secret(path: str, what: str, most: int = MAX_SECRETS) -> bytes:
+    """What is in the file at `path`, at most `most` bytes; `what` says for messages what that is.
+
+    Raises: ConfigError, also when others than its owner may read or write the file.
+    """
+    try:
+        with open(path, "rb") as file:
+            check_secret(path, os.fstat(file.fileno()))
+            data = file.read(most + 1)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot read the {what}: {error.strerror}") from None
+    if len(data) > most:
+        raise ConfigError(f"{path}: too long: the {what} may have {most} bytes")
+    return data
+
+
+def read_secret_lines(path: str, what: str) -> list[str]:
+    """The lines of a file of secrets, which is UTF-8.
+
+    Raises: ConfigError.
+    """
+    try:
+        return read_secret(path, what).decode().splitlines()
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: cannot read the {what}: not UTF-8") from None
+
+
+def check_secret(path: str, status: os.stat_result) -> None:
+    """Refuse a file of secrets that other users may read or change.
+
+    Raises: ConfigError.
+    """
+    trouble = secret_trouble(path, status)
+    if trouble:
+        raise ConfigError(f"{path}: {trouble}")
+
+
+def secret_trouble(path: str, status: os.stat_result) -> str:
+    """Why a file must have no secrets in it: other users may read or change it.  The rule is that of ssh's keys.
+
+    The group may read one that belongs to somebody else, such as root, who let us in by it; so it looks, too, where
+    an access list does that (acl(5)), as the service manager's credentials have one.  Empty when all is well.
+    """
+    if not (stat.S_ISREG(status.st_mode) or stat.S_ISFIFO(status.st_mode)):
+        return ""
+    lent = status.st_uid != os.geteuid() or os.path.dirname(path) == os.environ.get(CREDENTIALS_FOLDER)
+    if status.st_mode & (stat.S_IRWXO | stat.S_IWGRP | (0 if lent else stat.S_IRGRP)):
+        return f"open to other users (mode {stat.S_IMODE(status.st_mode):04o}): chmod 600 {shlex.quote(path)}"
+    return ""
 
 
 def read_password(path: str | None) -> bytes | None:
@@ -37,19 +97,27 @@ def read_password(path: str | None) -> bytes | None:
     """
     if path is None:
         return None
-    try:
-        with open(path, "rb") as file:
-            password = file.read(MAX_PASSWORD + 2)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot read the password: {error.strerror}") from None
-    password = password.rstrip(b"\r\n")
+    password = read_secret(path, "password").rstrip(b"\r\n")
     if not password or len(password) > MAX_PASSWORD:
         raise ConfigError(f"{path}: a password file holds one line of 1 to {MAX_PASSWORD} bytes")
     return password
 
 
+def read_seal_key(path: str | None) -> bytes | None:
+    """The key of keyed seals from the secret in the file at `path`, without its line end; None without a path.
+
+    Raises: ConfigError.
+    """
+    if path is None:
+        return None
+    secret = read_secret(path, "key of seals").rstrip(b"\r\n")
+    if not SHORTEST_SECRET <= len(secret) <= MAX_PASSWORD:
+        raise ConfigError(f"{path}: the key of seals has {SHORTEST_SECRET} to {MAX_PASSWORD} bytes")
+    return seal_key(secret)
+
+
 def read_key(path: str | None) -> bytes | None:
-    """The 32 raw bytes of the public key in the file at `path`; None without a path.
+    """The 32 raw bytes of the public key, no secret, in the file at `path`; None without a path.
 
     Raises: ConfigError.
     """
@@ -65,34 +133,16 @@ def read_key(path: str | None) -> bytes | None:
     return key
 
 
-def read_seal_key(path: str | None) -> bytes | None:
-    """The key of keyed seals from the secret in the file at `path`, without its line end; None without a path.
-
-    Raises: ConfigError.
-    """
-    if path is None:
-        return None
-    try:
-        with open(path, "rb") as file:
-            secret = file.read(MAX_PASSWORD + 2)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot read the key of seals: {error.strerror}") from None
-    secret = secret.rstrip(b"\r\n")
-    if not SHORTEST_SEAL_KEY <= len(secret) <= MAX_PASSWORD:
-        raise ConfigError(f"{path}: the key of seals has {SHORTEST_SEAL_KEY} to {MAX_PASSWORD} bytes")
-    return seal_key(secret)
-
-
 def credential(name: str) -> str | None:
     """The path of a secret that the service manager passed, one of `CREDENTIALS`, if it did."""
-    folder = os.environ.get("CREDENTIALS_DIRECTORY")
+    folder = os.environ.get(CREDENTIALS_FOLDER)
     path = f"{folder}/{name}" if folder else ""
     return path if path and os.path.isfile(path) else None
 
 
 def unused_credentials(used: Iterable[str | None]) -> list[str]:
     """Secrets that the service manager passed under names that mean nothing here, and whose paths are not `used`."""
-    folder = os.environ.get("CREDENTIALS_DIRECTORY")
+    folder = os.environ.get(CREDENTIALS_FOLDER)
     try:
         names = sorted(os.listdir(folder)) if folder else []
     except OSError:

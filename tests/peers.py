@@ -112,6 +112,14 @@ def listens(path: Path) -> bool:
     return any(fields[3] == "00010000" and fields[-1] == str(path) for fields in sockets)
 
 
+def write_secret(path: Path, content: str | bytes) -> Path:
+    """A file that only its owner may read, as those of secrets have to be."""
+    path.touch(mode=0o600)
+    path.chmod(0o600)
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
 class Server:
     """A daemon as a user starts it, on free ports; `urls` by protocol once it is ready."""
 

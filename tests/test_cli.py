@@ -16,7 +16,7 @@ import pytest
 
 from hexz.config import COMMON, parse_arguments
 from tests import vectors
-from tests.peers import ROOT, need
+from tests.peers import ROOT, need, write_secret
 
 CORPUS = ROOT / "tests" / "corpus"
 ENCRYPTED = "0.5.0-lz4-encrypted.hxz"
@@ -65,7 +65,7 @@ def own_parent(folder: Path) -> list[object]:
 
 
 def wrong_password(folder: Path) -> list[object]:
-    (folder / "password").write_text("wrong\n")
+    write_secret(folder / "password", "wrong\n")
     return ["--password-file", folder / "password", copied(folder, encrypted())]
 
 
@@ -76,7 +76,7 @@ def port_taken(folder: Path) -> list[object]:
 
 
 def no_certificate(folder: Path) -> list[object]:
-    (folder / "bad.pem").write_text("no certificate")
+    write_secret(folder / "bad.pem", "no certificate")
     return ["--tls-cert", folder / "bad.pem", "--tls-key", folder / "bad.pem", GOOD]
 
 
@@ -166,7 +166,7 @@ def test_one_line_and_a_status(case: str, tmp_path: Path) -> None:
 
 def test_without_cryptography_one_line_says_what_to_install(tmp_path: Path) -> None:
     (tmp_path / "cryptography.py").write_text("raise ImportError('not installed')\n")
-    (tmp_path / "password").write_text("x")
+    write_secret(tmp_path / "password", "x")
     command = [sys.executable, str(ROOT / "hexz_serve.py"), "--password-file", str(tmp_path / "password")]
     command.append(str(copied(tmp_path, encrypted())))
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}

@@ -18,7 +18,7 @@ from hexz.errors import UsageError
 from hexz.exposure import Access, Anonymous, Place, Reach, parse_anonymous, tcp_place
 from tests.conftest import CORPUS
 from tests.daemon.test_notify import PASS
-from tests.peers import ROOT, STOP_S, Server
+from tests.peers import ROOT, STOP_S, Server, write_secret
 
 GOOD = CORPUS / "0.7.0-lz4-onebyte.hxz"
 LOOPBACK = tcp_place("127.0.0.1", "here")
@@ -33,7 +33,7 @@ def named(*protocols: str) -> Anonymous:
 
 
 def secret(path: Path, text: str) -> Path:
-    path.write_text(text)
+    write_secret(path, text)
     path.chmod(0o600)
     return path
 

@@ -19,7 +19,7 @@ from hexz.snapshot import Snapshot, new_context, open_snapshot
 from hexz.tools.extract import extract
 from hexz.tools.verify import verify
 from tests import vectors
-from tests.peers import Server, need_libnbd, run
+from tests.peers import Server, need_libnbd, run, write_secret
 
 ALL = sorted(vectors.load())
 PIECE = 100_003
@@ -158,7 +158,7 @@ def served(
     options: list[object] = ["--http-port", 0, "--nbd-port", 0, "--s3-port", 0, "--cache-size", "64M"]
     if request.param:
         secret = tmp_path_factory.mktemp("secret") / "password"
-        secret.write_text(request.param)
+        write_secret(secret, request.param)
         options += ["--password-file", secret]
         # Some are plain text themselves, over parents that are not.
         options += [

@@ -34,6 +34,7 @@ from hexz.protocol.images import (
     is_image_id,
     parse_registration,
 )
+from hexz.secrets import secret_trouble
 from hexz.snapshot import Stream
 
 __all__ = ["BadRegistration", "Busy", "Image", "NoSuchImage", "Registry"]
@@ -131,9 +132,18 @@ class Image:
 class _Entry(NamedTuple):
     """A registration's state: what its file looked like, and the image, None if it is expired or has a problem."""
 
-    key: tuple[int, int, int]
+    key: tuple[int, ...]
     image: Image | None
     problem: bool = False
+
+
+class _Found(NamedTuple):
+    """A registration's file: `key` tells whether it is the one that was read before."""
+
+    key: tuple[int, ...]
+    path: str
+    data: bytes
+    status: os.stat_result
 
 
 class Registry:
@@ -206,23 +216,27 @@ class Registry:
             return None
         if self._handed_over:
             raise HandedOver("another process goes on with this image: ask again")
-        key, path, data = found
         with self._lock:
             entry = self._entries.get(image_id)
         if entry is not None and entry.image is not None and entry.image.idle_too_long():
             entry = self._expire(image_id, entry)
-        if entry is None or entry.key != key:
-            entry = self._register(image_id, key, path, data)
+        if entry is None or entry.key != found.key:
+            entry = self._register(image_id, found)
         if entry.image is None:
             if entry.problem:
                 raise BadRegistration("this image's registration cannot be used: the log says why")
             raise NoSuchImage("unknown image_id: its registration expired")
         return entry.image
 
-    def _register(self, image_id: str, key: tuple[int, int, int], path: str, data: bytes) -> _Entry:
+    def _register(self, image_id: str, found: _Found) -> _Entry:
         """Make the image of a registration that is new or has changed, and retire the one it replaces."""
+        key, path = found.key, found.path
         try:
-            registration = parse_registration(data)
+            registration = parse_registration(found.data)
+            if registration.token:
+                trouble = secret_trouble(path, found.status)
+                if trouble:
+                    raise ConfigError(trouble)
             entry = _Entry(key, Image(image_id, self._backend(registration), registration))
             if registration.unknown:
                 log.warning("%s: these keys mean nothing here: %s", path, ", ".join(registration.unknown))
@@ -249,8 +263,8 @@ class Registry:
         if entry is not None and entry.image is not None:
             entry.image.backend.close()
 
-    def _read(self, image_id: str) -> tuple[tuple[int, int, int], str, bytes] | None:
-        """(key, path, content) of a registration's file, or None if there is none."""
+    def _read(self, image_id: str) -> _Found | None:
+        """A registration's file, or None if there is none."""
         assert self._directory is not None
         for name in (image_id, f"{image_id}.json"):
             path = os.path.join(self._directory, name)
@@ -268,7 +282,7 @@ class Registry:
                 data = os.read(file, MAX_REGISTRATION + 1)
             finally:
                 os.close(file)
-            return (status.st_mtime_ns, status.st_size, status.st_ino), path, data
+            return _Found((status.st_mtime_ns, status.st_size, status.st_ino, status.st_mode), path, data, status)
         return None
 
     def _backend(self, found: Registration) -> Backend:

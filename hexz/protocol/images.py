@@ -32,6 +32,8 @@ __all__ = [
 
 MAX_REGISTRATION = 4096
 """Longest registration, bytes."""
+SHORTEST_TOKEN = 16
+"""Shortest token of an image, characters: shorter ones can be found by trying."""
 MAX_OPERATION = 65536
 """Longest JSON body of a PATCH, bytes."""
 MAX_QUERY_FIELDS = 16
@@ -123,6 +125,8 @@ def parse_registration(data: bytes) -> Registration:
         if fields.get(name) is not None:
             values[name] = _whole(name, fields[name], most)
         fields.pop(name, None)
+    if len(values.get("token", "")) < SHORTEST_TOKEN and "token" in values:
+        raise ConfigError(f"token has fewer than {SHORTEST_TOKEN} characters")
     found = Registration(backend, read_only=mode == "ro", unknown=tuple(sorted(fields)), **values)
     _check_complete(found)
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 import ssl
@@ -9,6 +10,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from hexz.errors import ConfigError
+from hexz.secrets import check_secret
 
 __all__ = ["TlsContext", "tls_reason"]
 
@@ -47,8 +49,9 @@ class TlsContext:
             context.set_alpn_protocols(self._protocols)
         try:
             for path in (self._certificate, self._key):
-                with open(path, "rb"):  # OpenSSL would not say which of the two it could not open
-                    pass
+                with open(path, "rb") as file:  # OpenSSL would not say which of the two it could not open
+                    if path == self._key:
+                        check_secret(path, os.fstat(file.fileno()))
             context.load_cert_chain(self._certificate, self._key, self._passphrase)
         except ssl.SSLError as error:
             reason = tls_reason(error)

@@ -31,7 +31,7 @@ import boto3
 from hexz.tools.pack import pack
 from tests.benchmarks.others import free_port, running
 from tests.benchmarks.report import Row
-from tests.peers import Server
+from tests.peers import Server, write_secret
 
 LARGE_BYTES = 1 << 30
 SMALL_BYTES = 128 << 20
@@ -85,7 +85,7 @@ def image(path: Path, size: int) -> None:
 def ours(packed: Path, folder: Path, cache: int) -> Iterator[Contender]:
     """The daemon with the packed image, as a user starts it."""
     keys = folder / "keys"
-    keys.write_text(f"{ACCESS_KEY} {SECRET}\n")
+    write_secret(keys, f"{ACCESS_KEY} {SECRET}\n")
     options = ["--s3-port", 0, "--s3-keys-file", keys, "--cache-size", cache, "--log-level", "error"]
     with Server(*options, f"{BUCKET}={packed}") as server:
         yield Contender(server.urls["s3"].replace("s3:", "http:").rstrip("/"), server.process.pid)

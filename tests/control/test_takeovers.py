@@ -23,7 +23,7 @@ from hexz.servers import handover
 from tests.control.clients import WAIT_S, Controlled, Supervisor, ask, done, wait_for
 from tests.control.test_upgrade import Chain
 from tests.http.test_http_access import certificate
-from tests.peers import need, run
+from tests.peers import need, run, write_secret
 
 
 @pytest.fixture
@@ -98,7 +98,7 @@ def test_settings_that_do_not_fit_leave_the_successor_as_it_was(
         refused = supervisor.send(new.control)
         assert refused.status == 500 and str(tokens) in refused.message
         assert new.ask("GET", "/api/v1/daemon").json["backend_collection"] == {}
-        tokens.write_text("somebody 0123456789abcdef\n")
+        write_secret(tokens, "somebody 0123456789abcdef\n")
         tokens.chmod(0o600)
         done(supervisor.send(new.control))
         assert new.state == "READY"

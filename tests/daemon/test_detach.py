@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from tests.peers import ROOT
+from tests.peers import ROOT, write_secret
 
 DEADLINE_S = 60.0
 
@@ -308,7 +308,7 @@ def test_hang_up_opens_the_logs_again_and_rereads_everything(host: Host, snapsho
     served.mkdir()
     shutil.copy(snapshot_file, served / "one.hxz")
     tokens = tmp_path / "tokens"
-    tokens.write_text("first 0123456789abcdef0123\n")
+    write_secret(tokens, "first 0123456789abcdef0123\n")
     access = tmp_path / "access.log"
     pid, url = host.start("--token-file", tokens, "--access-log", access, served)
     old = {"Authorization": "Bearer 0123456789abcdef0123"}
@@ -317,7 +317,7 @@ def test_hang_up_opens_the_logs_again_and_rereads_everything(host: Host, snapsho
     log = host.runtime / "hexz-serve.log"
     log.rename(tmp_path / "rotated.log")
     access.rename(tmp_path / "rotated.access")
-    tokens.write_text("second 3210fedcba9876543210\n")
+    write_secret(tokens, "second 3210fedcba9876543210\n")
     shutil.copy(snapshot_file, served / "two.hxz")
     os.kill(pid, signal.SIGHUP)
     wait_until(lambda: log.exists() and "reloaded: 2 snapshots" in log.read_text())

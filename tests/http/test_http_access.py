@@ -25,7 +25,7 @@ from hexz.servers.http.connection import STREAK
 from hexz.servers.tls import TlsContext
 from tests.crafted import Craft
 from tests.http.serving import Client, Reply, Serving, request, serving
-from tests.peers import Server, need, run
+from tests.peers import Server, need, run, write_secret
 
 OLD, NEW = "a-token-that-is-long-1", "a-token-that-is-long-2"
 RANGED = {"Range": "bytes=10-19"}
@@ -48,8 +48,7 @@ def until(holds: Callable[[], bool]) -> None:
 @pytest.fixture
 def token_file(tmp_path: Path) -> Path:
     path = tmp_path / "tokens"
-    path.write_text(f"# who reads\nalice {OLD}\nbob {NEW}x  # comment\n\n")
-    return path
+    return write_secret(path, f"# who reads\nalice {OLD}\nbob {NEW}x  # comment\n\n")
 
 
 @pytest.mark.parametrize(
@@ -90,7 +89,7 @@ def test_a_token_is_asked_for_on_every_request(snapshot_file: Path, token_file: 
                                   "a \xff\xfe"])  # fmt: skip
 def test_token_files_that_are_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "tokens"
-    path.write_text(text, encoding="latin-1")
+    write_secret(path, text.encode("latin-1"))
     with pytest.raises(ConfigError, match=str(path)):
         Tokens(str(path))
 
@@ -105,11 +104,11 @@ def test_tokens_are_read_again(snapshot_file: Path, token_file: Path) -> None:
 
             assert [status(OLD) for _ in range(STREAK + 3)] == [206] * (STREAK + 3)
             assert status(NEW) == 401
-            token_file.write_text(f"alice {NEW}\n")
+            write_secret(token_file, f"alice {NEW}\n")
             server.process.send_signal(signal.SIGHUP)
             until(lambda: status(OLD) == 401)
             assert status(NEW) == 206
-            token_file.write_text("rubbish\n")
+            write_secret(token_file, "rubbish\n")
             server.process.send_signal(signal.SIGHUP)
             until(lambda: "line 1" in server.stderr())
             assert (status(NEW), status(OLD)) == (206, 401)

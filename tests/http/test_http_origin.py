@@ -16,7 +16,7 @@ from hexz.protocol.http.head import RequestHead, parse_head
 from hexz.protocol.http.origin import Hosts, is_foreign_write, parse_ip
 from hexz.servers.http.connection import STREAK
 from tests.http.serving import Client, Reply, request, serving
-from tests.peers import Server
+from tests.peers import Server, write_secret
 
 RANGED = {"Range": "bytes=10-19"}
 NAMES = ("box.example", "192.0.2.7", "2001:db8::7")
@@ -123,7 +123,7 @@ def test_who_has_a_token_or_comes_by_a_unix_socket_may_use_any_name(snapshot_fil
     """Pages have no token, and no way to a unix socket: a proxy there passes on the name that it was asked for."""
     token = "a-token-that-is-long-1"
     tokens = tmp_path / "tokens"
-    tokens.write_text(f"alice {token}\n")
+    write_secret(tokens, f"alice {token}\n")
     tokens.chmod(0o600)
     path = tmp_path / "socket"
     with Server("--http-port", 0, "--token-file", tokens, snapshot_file) as server:
@@ -191,7 +191,7 @@ def test_pages_write_nothing(snapshot_file: Path, tmp_path: Path) -> None:
 
 def test_a_token_does_not_make_a_page_of_another_origin_trusted(snapshot_file: Path, tmp_path: Path) -> None:
     path = tmp_path / "tokens"
-    path.write_text("alice a-token-that-is-long-1\n")
+    write_secret(path, "alice a-token-that-is-long-1\n")
     path.chmod(0o600)
     gate = Gate(Tokens(str(path)), RateLimit(100, 0))
     bearer = "Bearer a-token-that-is-long-1"

@@ -35,7 +35,7 @@ class House:
         """Register an image, or register it anew; its URL."""
         aside = self.images / f".{image_id}.new"
         aside.write_text(json.dumps(keys))
-        aside.chmod(0o644)
+        aside.chmod(0o600 if keys.get("token") else 0o644)
         aside.rename(self.images / image_id)
         return self.url(image_id)
 

@@ -251,15 +251,15 @@ def test_defect_10_files_lie_where_they_may_and_tokens_are_asked_for(house: Hous
         assert house.ask("GET", f"/place{number}")[0] == 500, place
     assert "is in none of the allowed directories" in house.server.stderr()
 
-    raw_image(house, "locked", token="t0ken")
+    raw_image(house, "locked", token="t0ken-of-an-image")
     for headers, expected in (
         ({}, 401),
         ({"X-Image-Token": "wrong"}, 401),
-        ({"Authorization": "Bearer t0ken2"}, 401),
-        ({"Authorization": "Basic t0ken"}, 401),
-        ({"X-Image-Token": "t0ken"}, 200),
-        ({"Authorization": "Bearer t0ken"}, 200),
-        ({"Authorization": "bearer t0ken"}, 200),
+        ({"Authorization": "Bearer t0ken-of-an-image2"}, 401),
+        ({"Authorization": "Basic t0ken-of-an-image"}, 401),
+        ({"X-Image-Token": "t0ken-of-an-image"}, 200),
+        ({"Authorization": "Bearer t0ken-of-an-image"}, 200),
+        ({"Authorization": "bearer t0ken-of-an-image"}, 200),
     ):
         for method, path in (("GET", "/locked"), ("HEAD", "/locked"), ("OPTIONS", "/locked"),
                              ("GET", "/locked/checksum"), ("POST", "/locked/flush")):  # fmt: skip

@@ -80,10 +80,11 @@ def test_what_a_registration_says() -> None:
     )
     assert parse_registration(b'{"backend":"NBD","host":"h","port":1,"later":2}').unknown == ("later",)
     full = parse_registration(
-        b'{"backend":"overlay","snapshot":"s","stream":"memory","file":"/f","quota":9,"mode":"ro","token":"t",'
+        b'{"backend":"overlay","snapshot":"s","stream":"memory","file":"/f","quota":9,"mode":"ro","token":"0123456789abcdef",'
         b'"idle_timeout_seconds":5,"max_readers":2,"max_writers":3}'
     )
-    assert full == Registration("overlay", "/f", snapshot="s", stream="memory", quota=9, read_only=True, token="t",
+    assert full == Registration("overlay", "/f", snapshot="s", stream="memory", quota=9, read_only=True,
+                                token="0123456789abcdef",
                                 idle_timeout_seconds=5, max_readers=2, max_writers=3)  # fmt: skip
 
 

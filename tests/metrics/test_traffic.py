@@ -17,7 +17,7 @@ from hexz.tools.pack import pack
 from tests.http.serving import Client as HttpClient
 from tests.nbd.conftest import _damage
 from tests.nbd.wire import Client
-from tests.peers import Server
+from tests.peers import Server, write_secret
 
 BLOCK = 64 << 10
 BLOCKS = 48
@@ -251,7 +251,7 @@ def test_images_reads(server: Server, raw: bytes) -> None:
 
 def test_the_figures_need_the_token_that_everything_needs(tmp_path: Path, snapshot_file: Path) -> None:
     token = "0123456789abcdef0123"
-    (tmp_path / "tokens").write_text(f"ops {token}\n")
+    write_secret(tmp_path / "tokens", f"ops {token}\n")
     with Server(snapshot_file, "--http-port", 0, "--token-file", tmp_path / "tokens") as server:
         assert requests.get(f"{server.http}/metrics", timeout=PATIENCE_S).status_code == 401
         allowed = {"Authorization": f"Bearer {token}"}

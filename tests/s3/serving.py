@@ -18,6 +18,7 @@ from hexz.servers.s3.application import S3Application
 from hexz.snapshot import new_context
 from tests.crafted import Craft
 from tests.http.serving import Reply, Serving, serving
+from tests.peers import write_secret
 
 ACCESS_KEY, SECRET = "AKIDEXAMPLE", "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY"
 LIMITED_KEY, LIMITED_SECRET = "LIMITED", "a-secret-of-some-length"
@@ -38,7 +39,7 @@ class Endpoint(NamedTuple):
 def write_keys(folder: Path) -> Path:
     """A keys file: one key for everything, one for the bucket "dir" alone."""
     path = folder / "keys"
-    path.write_text(f"{ACCESS_KEY} {SECRET}  # all\n\n# a comment\n{LIMITED_KEY} {LIMITED_SECRET} dir\n")
+    write_secret(path, f"{ACCESS_KEY} {SECRET}  # all\n\n# a comment\n{LIMITED_KEY} {LIMITED_SECRET} dir\n")
     return path
 
 

@@ -20,7 +20,7 @@ from hexz.errors import ConfigError
 from hexz.servers.s3.access import KeyFile
 from tests.conftest import CORPUS
 from tests.crafted import Craft
-from tests.peers import ROOT, Server, need, need_module, run
+from tests.peers import ROOT, Server, need, need_module, run, write_secret
 from tests.s3.serving import (
     ACCESS_KEY,
     LIMITED_KEY,
@@ -101,7 +101,7 @@ def test_a_key_for_some_buckets_reads_no_others_through_thin_snapshots(tmp_path:
     thin.metadata = json.dumps({"files": [{"path": "f", "offset": 0, "size": 4096}]}).encode()
     thin_path = thin.write(tmp_path / "thin.hxz")
     keys = tmp_path / "keys"
-    keys.write_text(f"{ACCESS_KEY} {SECRET}\nCHILD {SECRET} thin\nBOTH {SECRET} thin base\n")
+    write_secret(keys, f"{ACCESS_KEY} {SECRET}\nCHILD {SECRET} thin\nBOTH {SECRET} thin base\n")
     options = ["--s3-port", 0, "--s3-keys-file", keys]
 
     def answers(url: str, access_key: str) -> list[int]:
@@ -253,7 +253,7 @@ def test_tls_log_and_reload(snapshot_file: Path, tmp_path: Path) -> None:
         signature = link.partition("X-Amz-Signature=")[2].partition("&")[0]
         wait_until(lambda: "X-Amz-Signature=..." in log.read_text())
         assert signature not in log.read_text()
-        keys.write_text("NEWKEY a-new-secret-of-some-length\n")
+        write_secret(keys, "NEWKEY a-new-secret-of-some-length\n")
         server.process.send_signal(signal.SIGHUP)
         fresh = client_for(url, "NEWKEY", "a-new-secret-of-some-length", verify=str(certificate))
         wait_until(lambda: fresh.list_buckets()["Buckets"])
@@ -352,7 +352,7 @@ BAD_FILES = {
 def test_keys_files(tmp_path: Path) -> None:
     path = tmp_path / "keys"
     for text, message in BAD_FILES.items():
-        path.write_text(text)
+        write_secret(path, text)
         with pytest.raises(ConfigError, match=message):
             KeyFile(str(path))
     path.write_bytes(b"\xff\xff")
@@ -360,7 +360,7 @@ def test_keys_files(tmp_path: Path) -> None:
         KeyFile(str(path))
     with pytest.raises(ConfigError, match="No such file"):
         KeyFile(str(tmp_path / "none"))
-    path.write_text("#C a-secret-of-some-length\nA#B secret#with#signs-in-it  bucket # a comment #1\n")
+    write_secret(path, "#C a-secret-of-some-length\nA#B secret#with#signs-in-it  bucket # a comment #1\n")
     keys = KeyFile(str(path))
     assert keys.may_read("A#B", ["bucket"])
     assert not keys.may_read("A#B", ["other"])
@@ -374,7 +374,7 @@ def test_the_command_line(snapshot_file: Path, tmp_path: Path) -> None:
 
     status, error = fails("--s3", "--bind", "0.0.0.0", "--s3-port", 0)
     assert (status, "--s3-keys-file" in error) == (2, True)
-    (tmp_path / "keys").write_text("KEY\n")
+    write_secret(tmp_path / "keys", "KEY\n")
     status, error = fails("--s3-port", 0, "--s3-keys-file", tmp_path / "keys")
     assert (status, "line 1" in error, "Traceback" in error) == (78, True, False)
     archive = CORPUS / "0.8.0-zstd-dir.hxz"

@@ -24,7 +24,7 @@ from hexz.tools.seal import seal
 from tests import samples
 from tests.conftest import CORPUS
 from tests.crafted import Craft
-from tests.peers import ROOT, Server
+from tests.peers import ROOT, Server, write_secret
 from tests.seal.making import seal_path, sealed_copies, write_seal
 
 SECRET = b"the secret behind keyed seals"
@@ -299,9 +299,9 @@ def test_the_daemon_says_which_in_one_line(
     snap: Path, arguments: list[str], make: Callable[[Path], None], status: int, says: str
 ) -> None:
     folder = snap.parent
-    (folder / "key").write_bytes(SECRET + b"\n")
-    (folder / "other").write_bytes(b"0123456789abcdef0123456789")
-    (folder / "short").write_bytes(b"0123456789abcde\n")
+    write_secret(folder / "key", SECRET + b"\n")
+    write_secret(folder / "other", b"0123456789abcdef0123456789")
+    write_secret(folder / "short", b"0123456789abcde\n")
     make(snap)
     done = subprocess.run(
         [sys.executable, str(ROOT / "hexz_serve.py"), "--check", *arguments, "snap.hxz"],
@@ -314,7 +314,7 @@ def test_the_daemon_says_which_in_one_line(
 def test_the_key_may_come_as_a_credential(snap: Path, tmp_path: Path) -> None:
     write_seal(snap, KEY)
     (tmp_path / "credentials").mkdir()
-    (tmp_path / "credentials" / "seal-key").write_bytes(SECRET)
+    write_secret(tmp_path / "credentials" / "seal-key", SECRET)
     done = subprocess.run(
         [sys.executable, str(ROOT / "hexz_serve.py"), "--check", "--require-seal", str(snap)],
         capture_output=True, text=True, check=False, timeout=60,

@@ -22,7 +22,7 @@ from hexz.tools.seal import seal
 from tests import samples
 from tests.crafted import Craft
 from tests.images.house import House
-from tests.peers import ROOT
+from tests.peers import ROOT, write_secret
 from tests.seal.making import seal_bytes, seal_path
 from tests.tools.test_reading import hexz
 
@@ -34,7 +34,7 @@ def folder(tmp_path: Path) -> Path:
     """A raw image, and its snapshot ``snap.hxz`` without a seal."""
     (tmp_path / "raw").write_bytes(random.Random(9).randbytes(3_000_000))
     pack(str(tmp_path / "raw"), str(tmp_path / "snap.hxz"))
-    (tmp_path / "key").write_bytes(SECRET + b"\n")
+    write_secret(tmp_path / "key", SECRET + b"\n")
     return tmp_path
 
 

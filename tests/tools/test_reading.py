@@ -23,7 +23,7 @@ from hexz.tools.pack import pack
 from hexz.tools.verify import verify
 from tests import samples
 from tests.conftest import CORPUS
-from tests.peers import ROOT
+from tests.peers import ROOT, write_secret
 
 VECTORS = {vector["file"]: vector for vector in json.loads((CORPUS / "vectors.json").read_text())["vectors"]}
 ARCHIVES = [name for name, vector in VECTORS.items() if vector.get("files") is not None]
@@ -144,7 +144,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (path / "folder").mkdir()
     (path / "damaged.hxz").write_bytes(good[:5000] + bytes([good[5000] ^ 4]) + good[5001:])
     (path / "encrypted.hxz").write_bytes((CORPUS / "0.4.5-lz4-encrypted-cdc.hxz").read_bytes())
-    (path / "wrong").write_text("guess\n")
+    write_secret(path / "wrong", "guess\n")
     (path / "orphan.hxz").write_bytes((CORPUS / "0.5.5-zstd-par-child.hxz").read_bytes())
     archive(path / "archive.hxz", [entry("a")], b"hello")
     return path

@@ -16,7 +16,7 @@ from hexz.tools import output
 from hexz.tools.extract import extract
 from hexz.tools.pack import pack
 from tests import samples, vectors
-from tests.peers import ROOT
+from tests.peers import ROOT, write_secret
 
 
 def hexz(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -84,7 +84,7 @@ def test_a_file_that_appears_meanwhile_stays(
 
 
 def test_a_password_without_a_parent_is_refused_for_nothing_would_be_encrypted(tmp_path: Path, raw: Path) -> None:
-    (tmp_path / "password").write_text("secret")
+    write_secret(tmp_path / "password", "secret")
     done = hexz("pack", "--password-file", tmp_path / "password", raw, tmp_path / "out.hxz")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == ("hexz: --password-file opens an encrypted --parent: what pack writes is never encrypted\n")

@@ -14,13 +14,11 @@ from hexz.protocol.http.head import RequestHead
 from hexz.protocol.http.responses import Response
 from hexz.protocol.s3.errors import S3Error
 from hexz.protocol.s3.sigv4 import Claim, Scope, check_signature, check_time, parse_claim, signing_key
+from hexz.secrets import SHORTEST_SECRET, read_secret_lines
 from hexz.servers.s3.answers import refusal_of
 
 __all__ = ["KeyFile", "S3Policy"]
 
-MAX_KEY_FILE = 1 << 20
-SMALLEST_SECRET = 16
-"""Shortest secret accepted, characters: shorter ones can be guessed."""
 _ACCESS_KEY = re.compile(r"[!-~]{3,128}")
 
 
@@ -55,14 +53,8 @@ class KeyFile:
         self._signing: dict[str, tuple[_Key, Scope, bytes]] = {}  # the last scope that each key signed for
 
     def _read(self) -> dict[str, _Key]:
-        try:
-            with open(self._path, encoding="utf-8") as file:
-                lines = file.read(MAX_KEY_FILE).splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
-            raise ConfigError(f"{self._path}: cannot read the keys: {reason}") from None
         found: dict[str, _Key] = {}
-        for number, line in enumerate(lines, 1):
+        for number, line in enumerate(read_secret_lines(self._path, "keys"), 1):
             words = _words(line)
             if not words:
                 continue
@@ -73,10 +65,10 @@ class KeyFile:
                     "Comments have a line of their own, or a blank behind the #"
                 )
             access_key, secret = words[0], words[1] if len(words) > 1 else ""
-            if access_key in found or not _ACCESS_KEY.fullmatch(access_key) or len(secret) < SMALLEST_SECRET:
+            if access_key in found or not _ACCESS_KEY.fullmatch(access_key) or len(secret) < SHORTEST_SECRET:
                 raise ConfigError(
                     f"{self._path}: line {number}: write ACCESS_KEY SECRET [BUCKET ...], each key once, "
-                    f"secrets of at least {SMALLEST_SECRET} characters"
+                    f"secrets of at least {SHORTEST_SECRET} characters"
                 )
             found[access_key] = _Key(secret, frozenset(words[2:]) or None)
         if not found:
