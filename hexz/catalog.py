@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from hexz.errors import HexzError, NameTaken, NoSuchSnapshot, UsageError
 from hexz.metrics import SnapshotMetrics
+from hexz.printable import NO_UTF8
 from hexz.snapshot import OpenContext, Snapshot, Stream, open_snapshot
 
 __all__ = ["MAX_NAME", "Catalog", "Lease", "Served", "Source", "SyncResult", "check_name"]
@@ -176,7 +177,8 @@ class Source(NamedTuple):
 
     def said(self, error: HexzError) -> str:
         """One line on what is wrong with it, which begins with its path also where a link leads elsewhere."""
-        return str(error) if str(error).startswith(self.path) else f"{self.path}: {error}"
+        line = str(error) if str(error).startswith(self.path) else f"{self.path}: {error}"
+        return line.translate(NO_UTF8)
 
 
 class SyncResult(NamedTuple):
