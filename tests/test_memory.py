@@ -15,7 +15,7 @@ IMAGE_BYTES = 256 << 20
 CACHE_BYTES = 64 << 20
 READERS = 12
 PART = 4 << 20
-MARGIN = 64 << 20
+MARGIN = 96 << 20
 """The interpreter, threads, what is being sent and decompressed, and holes in the heap."""
 
 
