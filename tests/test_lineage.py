@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import struct
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 
@@ -13,6 +16,7 @@ from hexz.format.index import Page
 from hexz.snapshot import new_context, open_snapshot
 from hexz.snapshot.opening import MAX_CHAIN
 from tests.crafted import PAGE_ENTRIES, Craft
+from tests.peers import ROOT
 
 
 def name(number: int) -> bytes:
@@ -168,3 +172,11 @@ def test_hashes_that_are_nearly_alike_are_told_apart_at_once(
         with pytest.raises(BlockError, match="is in no parent"):
             snapshot.streams["disk"].read(1024, 512)
     assert len(looked) < PAGE_ENTRIES
+
+
+def test_the_order_of_a_hash_index_cannot_be_foreseen() -> None:
+    """Neither where the interpreter's own hashes are the same in each process."""
+    script = "from hexz.snapshot.parents import _key; print(_key(bytes(range(32))))"
+    environment = {**os.environ, "PYTHONHASHSEED": "0"}
+    keys = {subprocess.check_output([sys.executable, "-c", script], cwd=ROOT, env=environment) for _ in range(3)}
+    assert len(keys) > 1

@@ -8,6 +8,7 @@ decided for the whole file, from all its entries, the first time that it matters
 
 from __future__ import annotations
 
+import os
 import threading
 from array import array
 from bisect import bisect_left
@@ -30,6 +31,7 @@ MAX_HASHED_PAGES = (1 << 32) // MAX_PAGE_ENTRIES
 
 HASHED_ENTRY = 52
 PLACE_SIZE = 8
+_SALT = os.urandom(16)
 MOST_BITS = 12
 """The places of a file's blocks lie in at most 2^12 arrays."""
 
@@ -45,8 +47,9 @@ class Place(NamedTuple):
 class HashIndex:
     """The data blocks of one file by hash: sorted arrays of (32 bits of key, place), 8 bytes a block.
 
-    The key is the interpreter's own hash of the recorded one, which is salted anew in each process: no file can be
-    made whose different hashes have equal keys, through which a search would have to walk.
+    The key is a hash of the recorded one that is salted anew in each process, also where PYTHONHASHSEED makes the
+    interpreter's own foreseeable: no file can be made whose different hashes have equal keys, through which a search
+    would have to walk.
     """
 
     def __init__(self, snapshot: Snapshot) -> None:
@@ -97,7 +100,7 @@ class HashIndex:
 
 
 def _key(digest: bytes) -> int:
-    return hash(digest) & 0xFFFF_FFFF
+    return hash(_SALT + digest) & 0xFFFF_FFFF
 
 
 def _page_keys(page: Page, number: int) -> list[int]:
