@@ -24,9 +24,9 @@ from hexz.errors import ConfigError, HexzError
 from hexz.exposure import Place, Reach, tcp_place
 from hexz.sealed import SealPolicy
 from hexz.secrets import CREDENTIALS, read_password, read_seal_key, unused_credentials
+from hexz.servers.accept_loop import AcceptLoop
 from hexz.servers.addresses import Address, TcpAddress, UnixAddress, open_socket, place_of, url_at, url_of
-from hexz.servers.base import Listener, Service
-from hexz.servers.front import Front
+from hexz.servers.base import Listener, Site
 from hexz.servers.spare import SPARE_PLACES
 from hexz.snapshot import new_context
 from hexz.sources import find_sources
@@ -39,6 +39,8 @@ __all__ = ["assemble", "describe_listeners", "open_catalog"]
 
 log = logging.getLogger("hexz")
 
+Served = tuple["type[Listener]", Site]
+"""What listens for a protocol, and what all of its listeners have in common."""
 RESERVED_DESCRIPTORS = 64
 """Descriptors that connections leave to snapshots to be opened, logs, and what reads need."""
 CONTROL_PLACES = 32
@@ -73,22 +75,23 @@ def assemble(
     Raises: ListenError, ConfigError.
     """
     _raise_descriptors()
-    front = Front()
+    front = AcceptLoop()
     running = Running(front, catalog, notifier, partial(find_sources, settings.snapshots))
     options = settings.options
     access = access_of(options)
     most = _fit_connections(options.max_connections, len(passed) or sum(map(len, settings.listen.values())))
-    services: dict[str, Service] = {}
+    sites: dict[str, Served] = {}
 
-    def service(protocol: str) -> Service:
-        if protocol not in services:
-            services[protocol] = _service(protocol, catalog, settings, running)
-        return services[protocol]
+    def served(protocol: str) -> Served:
+        if protocol not in sites:
+            sites[protocol] = _served(protocol, catalog, settings, running)
+        return sites[protocol]
 
     def listener_on(protocol: str, sock: socket.socket, own_path: str | None, inode: int) -> Listener:
         place = place_of(sock, own_path)
         grant = access.grant(protocol, place)
-        listener = Listener(sock, service(protocol), most, own_path, inode=inode, grant=grant)
+        server, site = served(protocol)
+        listener = server(sock, site, most, own_path, inode=inode, grant=grant)
         for line in access.warnings(listener.url, protocol, place):
             running.warn(line)
         return listener
@@ -104,7 +107,7 @@ def assemble(
     try:
         if not options.upgrade:
             for protocol in settings.listen:
-                service(protocol)  # what is wrong with its settings is told before anything listens
+                served(protocol)  # what is wrong with its settings is told before anything listens
             for protocol, listener in _listeners(settings, notifier, passed, listener_on):
                 lifecycle.add(protocol, listener)
         for name in unused_credentials(value for value in vars(options).values() if isinstance(value, str)):
@@ -200,18 +203,18 @@ def _listeners(
         own_path = address.path if isinstance(address, UnixAddress) else None
         listener = listener_on(protocol, taken or open_socket(address), own_path, 0)
         listener.shared = notifier.managed
-        kept.keep(protocol, number, address, listener.sock)
+        kept.keep(protocol, number, address, listener.socket)
         yield protocol, listener
 
 
 def _control(
     settings: Settings, lifecycle: Lifecycle, mounts: MountTable, roots: Roots, running: Running, catalog: Catalog
-) -> Front:
+) -> AcceptLoop:
     """The control socket, with an accept loop of its own.  Raises: ListenError."""
     from hexz.control.blobs import BlobTable
     from hexz.control.figures import ControlFigures
     from hexz.servers.control.application import ControlApplication, Facts
-    from hexz.servers.control.service import ControlService
+    from hexz.servers.control.server import ControlServer, ControlSite
     from hexz.servers.http.snapshots import CatalogApplication
 
     options = settings.options
@@ -220,9 +223,9 @@ def _control(
     application = ControlApplication(
         lifecycle, mounts, BlobTable(catalog, roots), ControlFigures(catalog, mounts), facts, shared
     )
-    front = Front()
+    front = AcceptLoop()
     address = UnixAddress(options.control, options.control_mode)
-    front.add(Listener.open(address, ControlService(application, options.control_uid), CONTROL_PLACES))
+    front.add(ControlServer.open(address, ControlSite(application, options.control_uid), CONTROL_PLACES))
     return front
 
 
@@ -240,7 +243,7 @@ def _sort(passed: list[tuple[str, socket.socket]], settings: Settings, kept: Kep
     return activated
 
 
-def _service(protocol: str, catalog: Catalog, settings: Settings, running: Running) -> Service:
+def _served(protocol: str, catalog: Catalog, settings: Settings, running: Running) -> Served:
     if protocol not in DEFAULT_PORTS:
         raise ConfigError(f"there is no protocol {protocol!r} here")
     # Imported here so that a host pays only for the protocols that it serves.
@@ -253,10 +256,10 @@ def _service(protocol: str, catalog: Catalog, settings: Settings, running: Runni
         running.on_reload("certificate", tls.reload)
     if protocol == "nbd":
         from hexz.protocol.nbd.handshake import TlsMode
-        from hexz.servers.nbd.service import NbdService
+        from hexz.servers.nbd.server import NbdServer, NbdSite
 
         mode = TlsMode(options.nbd_tls or ("required" if tls else "off"))
-        return NbdService(catalog, options.nbd_pad, mode, tls)
+        return NbdServer, NbdSite(catalog, options.nbd_pad, mode, tls)
     from hexz.access import AccessLog, parse_rate_limit
 
     limit = parse_rate_limit(options.rate_limit) if options.rate_limit else None
@@ -278,10 +281,10 @@ class _Serving(NamedTuple):
     access_log: AccessLog | None
 
 
-def _http(serving: _Serving) -> Service:
+def _http(serving: _Serving) -> Served:
     from hexz.access import Gate, Tokens
     from hexz.images.registry import Registry
-    from hexz.servers.http.service import HttpService
+    from hexz.servers.http.server import HttpServer, HttpSite
     from hexz.servers.http.snapshots import CatalogApplication
     from hexz.servers.images.application import ImagesApplication
 
@@ -298,12 +301,12 @@ def _http(serving: _Serving) -> Service:
     application = ImagesApplication(registry, snapshots, local)
     gate = Gate(tokens, serving.limit)
     metrics = serving.catalog.context.metrics
-    return HttpService(application, gate, serving.access_log, serving.tls, options.cors, metrics=metrics)
+    return HttpServer, HttpSite(application, gate, serving.access_log, serving.tls, options.cors, metrics=metrics)
 
 
-def _s3(serving: _Serving) -> Service:
+def _s3(serving: _Serving) -> Served:
     from hexz.access import Gate
-    from hexz.servers.http.service import HttpService
+    from hexz.servers.http.server import HttpServer, HttpSite
     from hexz.servers.s3.access import KeyFile, S3Policy
     from hexz.servers.s3.answers import RULES
     from hexz.servers.s3.application import S3Application
@@ -315,4 +318,6 @@ def _s3(serving: _Serving) -> Service:
     policy = S3Policy(Gate(None, serving.limit), keys)
     application = S3Application(serving.catalog, keys, tuple(options.s3_domain))
     metrics = serving.catalog.context.metrics
-    return HttpService(application, policy, serving.access_log, serving.tls, options.cors, "s3", RULES, metrics)
+    return HttpServer, HttpSite(
+        application, policy, serving.access_log, serving.tls, options.cors, "s3", RULES, metrics
+    )

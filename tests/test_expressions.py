@@ -180,7 +180,7 @@ def test_the_trial_knows_expressions_that_are_not_linear() -> None:
 
 def test_all_rooms_are_looked_through() -> None:
     places = {use.place for use in uses()}
-    assert {"hexz.protocol.http.conditions._TAG", "hexz.servers.http.again._RANGE", "hexz.units._SIZE"} <= places
+    assert {"hexz.protocol.http.conditions._TAG", "hexz.servers.http.repeated._RANGE", "hexz.units._SIZE"} <= places
     assert any(place.startswith("hexz.protocol.s3.keys:") for place in places)
 
 

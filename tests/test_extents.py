@@ -20,9 +20,9 @@ from hexz.images.registry import Registry
 from hexz.protocol.http.head import Framing, parse_head
 from hexz.protocol.nbd import constants as c
 from hexz.protocol.nbd.rules import Request
-from hexz.servers.base import Connection
+from hexz.servers.connection import Connection
 from hexz.servers.http import snapshots as http_snapshots
-from hexz.servers.http.connection import Request as HttpRequest
+from hexz.servers.http.application import Request as HttpRequest
 from hexz.servers.http.receiving import Body, Receiver
 from hexz.servers.http.snapshots import CatalogApplication
 from hexz.servers.images.application import ImagesApplication

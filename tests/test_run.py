@@ -100,7 +100,7 @@ def test_json_nested_as_deeply_as_can_be_sent(python: str, tmp_path: Path) -> No
 def test_recursion_ends_before_the_stack_of_a_connection_does(python: str) -> None:
     program = """if True:
         import json, threading
-        from hexz.servers.front import STACK_BYTES
+        from hexz.servers.accept_loop import STACK_BYTES
         def parse():
             try:
                 json.loads("[" * 1_000_000)

@@ -13,15 +13,19 @@ from hexz.cache import Workers
 from tests.http.serving import serving
 from tests.nbd.serving import PATIENCE_S, Serving
 
+CONNECTION = "process_request_thread"
+"""What the thread of every connection runs (`socketserver.ThreadingMixIn`)."""
+
 
 @pytest.fixture
 def no_threads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Threads whose names begin with one of these cannot be started."""
+    """Threads that are called one of these, or run a function of that name, cannot be started."""
     names: list[str] = []
     start = threading.Thread.start
 
     def refuse(thread: threading.Thread) -> None:
-        if thread.name.startswith(tuple(names)):
+        target = getattr(thread._target, "__name__", "")  # type: ignore[attr-defined]
+        if thread.name.startswith(tuple(names)) or target in names:
             raise RuntimeError("can't start new thread")
         start(thread)
 
@@ -54,9 +58,9 @@ def test_cold_reads_are_served_by_the_thread_that_asked(
 
 def test_newcomers_wait_for_a_thread(no_threads: list[str], snapshot_file: Path) -> None:
     with Serving(snapshot_file) as server:
-        no_threads.append("nbd")
+        no_threads.append(CONNECTION)
         clients = [socket.create_connection(server.address, PATIENCE_S) for _ in range(5)]
-        while server.listener.waiting is None:
+        while server.listener.put_off is None:
             server.front.wake()
         no_threads.clear()
         no_threads.append("none of them")
@@ -69,7 +73,7 @@ def test_newcomers_wait_for_a_thread(no_threads: list[str], snapshot_file: Path)
 def test_health_is_told_without_a_thread_to_be_had(no_threads: list[str], snapshot_file: Path) -> None:
     """And everything else is 503, rather than a wait without an end."""
     with serving({"snap": snapshot_file}) as server:
-        no_threads.append("http")
+        no_threads.append(CONNECTION)
         for _ in range(10):
             assert server.ask("GET", "/healthz").status == 200
             reply = server.ask("GET", "/disk")
@@ -80,9 +84,9 @@ def test_whoever_waits_for_a_thread_does_not_keep_the_server_from_ending(
     no_threads: list[str], snapshot_file: Path
 ) -> None:
     with Serving(snapshot_file) as server:
-        no_threads.append("nbd")
+        no_threads.append(CONNECTION)
         client = socket.create_connection(server.address, PATIENCE_S)
-        while server.listener.waiting is None:
+        while server.listener.put_off is None:
             server.front.wake()
         began = time.monotonic()
         assert server.close()

@@ -15,9 +15,10 @@ from hexz.control.mounts import MountTable
 from hexz.errors import SystemFailure
 from hexz.protocol.nydus.machine import Event, State, follow
 from hexz.protocol.nydus.upgrade import HandoverError, pack_state, parse_state
-from hexz.servers.base import Connection, Listener
+from hexz.servers.accept_loop import AcceptLoop
+from hexz.servers.base import Listener
+from hexz.servers.connection import Connection
 from hexz.servers.control.application import NotAllowed
-from hexz.servers.front import Front
 from hexz.servers.handover import Bag, fetch_state, open_bag, send_state
 
 __all__ = ["Lifecycle"]
@@ -42,7 +43,7 @@ class Lifecycle:
 
     def __init__(
         self,
-        front: Front,
+        front: AcceptLoop,
         mounts: MountTable,
         make_listener: MakeListener,
         supervisor: str | None = None,

@@ -18,7 +18,7 @@ from hexz.daemon.systemd import Notifier
 from hexz.errors import HexzError
 from hexz.metrics.summary import summary_lines
 from hexz.protocol.nydus.machine import State
-from hexz.servers.front import Front
+from hexz.servers.accept_loop import AcceptLoop
 from hexz.units import format_size
 
 __all__ = ["Running"]
@@ -36,12 +36,12 @@ class Running:
     """Runs the accept loop until SIGTERM or SIGINT, then drains; a second one ends the patience."""
 
     def __init__(
-        self, front: Front, catalog: Catalog, notifier: Notifier, find_sources: Callable[[], Sequence[Source]]
+        self, front: AcceptLoop, catalog: Catalog, notifier: Notifier, find_sources: Callable[[], Sequence[Source]]
     ) -> None:
         """`find_sources` gives the snapshots that the command line names, when they are read again."""
         self._front = front
         self._lifecycle: Lifecycle | None = None
-        self._control: Front | None = None
+        self._control: AcceptLoop | None = None
         self._catalog = catalog
         self._notifier = notifier
         self._find_sources = find_sources
@@ -55,7 +55,7 @@ class Running:
         self._reloading: threading.Thread | None = None
         self._unsaid: list[str] | None = []  # warnings, until the log is where it will stay
 
-    def live_by(self, lifecycle: Lifecycle, control: Front | None) -> None:
+    def live_by(self, lifecycle: Lifecycle, control: AcceptLoop | None) -> None:
         """Let `lifecycle` say what to do at the end; `control` accepts on the control socket, if there is one."""
         self._lifecycle = lifecycle
         lifecycle.hand_overs = self._hand_overs

@@ -1,28 +1,42 @@
-"""Listeners and connections: what every protocol's server stands on.
+"""What every protocol's server stands on: `Listener`, a `socketserver` server over one listening socket.
 
-Each connection gets a thread of its own, which runs its service's `serve` and owns
-the socket.  `hexz.servers.front` has the one loop that accepts.
+A connection takes the hooks of `socketserver`, in this order: `AcceptLoop` sees that somebody waits and calls
+`handle_request`; `get_request` accepts; `verify_request` looks for a place; `process_request` starts a thread, in which
+`finish_request` runs the protocol's handler (`setup`, `handle`, `finish`); `handle_error` gets what the handler raises,
+and `shutdown_request` closes.  `server_close` closes the listening socket.
+
+Where this departs from the stock classes:
+
+- The socket is made before its server: by `open_socket`, by systemd, or by the process that was here before.  It may
+  be a unix socket as well.  So `TCPServer`'s constructor with ``server_bind`` and ``server_activate`` is passed over.
+- One loop accepts for all listeners (``fileno`` is for that), so ``serve_forever`` and ``shutdown`` are not used, and
+  `handle_request` never polls: it takes all that wait.  Unlike the stock one it lets errors for want of descriptors
+  through: the loop has to know of them.
+- A `request` is a `Connection`: a socket, and what the limits and the end of the daemon need to know of it.
+- `shutdown_request` only closes.  The stock ``shutdown`` would end a connection that was handed to another process.
+- When there are no places or threads left, a few spare threads serve one request each (`hexz.servers.spare`).
+- Connections can come from another process (`adopt`) and go to one (`Connection.give`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import ipaddress
 import logging
 import os
-import select
 import socket
+import socketserver
+import sys
 import threading
 import time
-from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from hexz.exposure import OWN, Grant
 from hexz.servers.addresses import BACKLOG, Address, UnixAddress, open_socket, unlink_socket, url_of
+from hexz.servers.connection import Connection, Give, Summons
 from hexz.servers.spare import Spares
 
-__all__ = ["DEFAULT_MAX_CONNECTIONS", "SILENT_S", "Connection", "Give", "Listener", "Service", "Summons"]
+__all__ = ["DEFAULT_MAX_CONNECTIONS", "Listener", "Site"]
 
 log = logging.getLogger("hexz.servers")
 
@@ -35,195 +49,40 @@ Not so loopback addresses and unix sockets: a proxy or a tunnel on this host is 
 MAX_LEAVING = 64
 """Connections that were told to go for newcomers and have not ended yet, beyond the limit."""
 ACCEPTS_AT_ONCE = 64
-FIRST_WORD_S = 5.0
-"""How long after its arrival a connection that has asked for nothing is spared by `Front.drain`."""
-SILENT_S = 1.0
-"""How long nothing comes from a connection before it counts as idle, where that is seen from outside of its thread."""
 _OUT_OF_RESOURCES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 
-class Service(Protocol):
-    """One protocol's way with a connection."""
+class Site(Protocol):
+    """What all listeners of one protocol have in common, however many there are."""
 
-    scheme: str
-    answers_spares: bool
-    """A connection for which there is no place is served nevertheless, for one request: see `Connection.spare`."""
-    keeps_idle: bool
-    """Nobody has to go for a newcomer, however long nothing came from him."""
+    @property
+    def scheme(self) -> str:
+        """How a URL of the protocol begins."""
 
-    def serve(self, connection: Connection) -> None:
-        """Serve until the peer or the drain ends it.  Runs in the connection's thread, which closes the socket."""
-
-    def refuse(self, connection: Connection) -> None:
-        """Tell a connection over the limit so, without waiting; it is closed afterwards."""
-
-    def drain(self, connection: Connection) -> None:
-        """Called from another thread when the daemon begins to stop: see that `serve` ends soon.
-
-        The summons rings then, which ends `Connection.await_input`: nothing more is needed where `serve` looks
-        at `connection.draining` between requests and at `connection.last_call` while it waits for one.
-        """
-
-    def resume(self, connection: Connection, state: dict[str, Any], received: bytes) -> None:
-        """Go on with a connection that another process gave up between two requests, instead of `serve`.
-
-        `state` is what that process's service said, `received` what it had received of the next request.
-        """
+    @property
+    def answers_spares(self) -> bool:
+        """A connection for which there is no place is served nevertheless, for one request: see `Connection.spare`."""
 
 
-class Summons:
-    """The call to every connection to stop between two requests: a successor takes them over, or the daemon ends.
+Server = TypeVar("Server", bound="Listener")
 
-    A thread that waits for a client polls the descriptor beside its socket; it stays readable for good.
+
+class Listener(socketserver.ThreadingMixIn, socketserver.TCPServer):
+    """A listening socket, what is served there, and its live connections.
+
+    Subclasses name their handler, and say what `refuse` and `drain` mean in their protocol.
     """
 
-    def __init__(self) -> None:
-        self._read, self._write = os.pipe()
-        self._rung = False  # set once
-        self.called = False  # by a successor; set once
-
-    def fileno(self) -> int:
-        """What to poll."""
-        return self._read
-
-    def call(self) -> None:
-        """From now on connections are for the successor."""
-        self.called = True
-        self.ring()
-
-    def ring(self) -> None:
-        """Have everybody who waits look round."""
-        if not self._rung:
-            self._rung = True
-            os.write(self._write, b"\0")
-
-    def close(self) -> None:
-        """Free the descriptors; no connection may be left."""
-        self._rung = True
-        os.close(self._read)
-        os.close(self._write)
-
-
-Give = Callable[["Connection", "dict[str, Any]", bytes], bool]
-"""Gives a connection to the successor, with its service's state and what was received; False when it cannot."""
-
-
-class Connection:
-    """An accepted socket, its peer's name for logs, and whether the daemon is stopping."""
-
-    def __init__(self, sock: socket.socket, listener: Listener, peer: str) -> None:
-        self.sock = sock
-        self.listener = listener
-        self.peer = peer
-        self.since = time.monotonic()
-        self.spoken = False  # set by the service with the peer's first request
-        self.adopted = False  # it came from another process, with which it may have spoken
-        self.spare = False  # there was no place for it: it gets one answer, soon
-        self._ending = False  # set once
-        self._ending_since = 0.0
-        self.idle_since: float | None = None  # while nothing is due and it waits for the peer, monotonic seconds
-        self.silence: Callable[[], float] | None = None  # while a crowd serves it: seconds since something came
-        self.client = client_of(peer)
-
-    @property
-    def draining(self) -> bool:
-        """The daemon is stopping, or what is read here was taken away: finish what runs, take nothing new."""
-        return self._ending or self.listener.draining
-
-    @property
-    def leaving(self) -> bool:
-        """This one connection is to end, whatever the others do."""
-        return self._ending
-
-    def last_call(self, patience_s: float) -> float:
-        """Of a connection that drains: for how many seconds more a request may come that was on its way already.
-
-        That is `patience_s` after the drain began, and longer where the peer has only just come.
-        """
-        since = self._ending_since if self._ending else self.listener.draining_since
-        until = since + patience_s
-        if not self.spoken:
-            until = max(until, self.since + FIRST_WORD_S)
-        return until - time.monotonic()
-
-    def end(self) -> None:
-        """See that this one connection drains.  From any thread."""
-        self.end_after_answer()
-        self.hang_up_idle()
-
-    def end_after_answer(self) -> None:
-        """See that this one connection ends after its next request, if one comes soon.  From its own thread."""
-        self._ending_since = time.monotonic()
-        self._ending = True
-
-    @property
-    def summoned(self) -> bool:
-        """A successor waits: stop between two requests and `give` the connection."""
-        summons = self.listener.summons
-        return summons is not None and summons.called and not self._ending
-
-    def await_input(self, seconds: float | None) -> bool:
-        """Wait for data, the end of the stream or the summons; False when none of them came in time.
-
-        While the connection drains, which the summons has told, for data or the end alone.
-        """
-        poll = select.poll()
-        poll.register(self.sock, select.POLLIN)
-        if self.listener.summons is not None and not self.draining:
-            poll.register(self.listener.summons, select.POLLIN)
-        self.idle_since = time.monotonic()
-        ready = bool(poll.poll(None if seconds is None else max(seconds, 0) * 1000))
-        self.idle_since = None
-        return ready
-
-    def idle_for(self) -> float:
-        """For how many seconds nothing has been due and nothing has come; less than 0 while that is not so.
-
-        From any thread.
-        """
-        silence, since = self.silence, self.idle_since
-        if silence is not None:
-            return silence() - SILENT_S
-        return -1.0 if since is None else time.monotonic() - since
-
-    def give(self, state: dict[str, Any], received: bytes) -> bool:
-        """Give the connection to the successor; afterwards the caller only returns."""
-        give = self.listener.give
-        return give is not None and give(self, state, received)
-
-    def hang_up_idle(self, at_once: bool = False) -> None:
-        """Let a receive that waits see the end of the stream; what is being sent goes on.
-
-        Not yet where the peer has only just come: its first request is on the way, and it would
-        take the end for a refused connection.  `Front.drain` comes back to it.
-        """
-        if not at_once and not self.spoken and time.monotonic() - self.since < FIRST_WORD_S:
-            return
-        with contextlib.suppress(OSError):  # the peer was faster
-            # Not the method of an SSLSocket: that would have the rest of the replies sent in the clear.
-            socket.socket.shutdown(self.sock, socket.SHUT_RD)
-
-
-def client_of(peer: str) -> str | None:
-    """What counts as one client in the share of places: an IPv4 address, a /64 of IPv6; None for this host."""
-    try:
-        address = ipaddress.ip_address(peer.rpartition(":")[0].partition("%")[0])
-    except ValueError:  # a unix socket
-        return None
-    if isinstance(address, ipaddress.IPv6Address):
-        if address.ipv4_mapped is None:
-            return None if address.is_loopback else str(ipaddress.ip_network((int(address) >> 64 << 64, 64)))
-        address = address.ipv4_mapped
-    return None if address.is_loopback else str(address)
-
-
-class Listener:
-    """A listening socket, the service behind it, and its live connections."""
+    daemon_threads = True  # the drain waits for connections, not for threads
+    block_on_close = False
+    keeps_idle = False
+    """Nobody has to go for a newcomer, however long nothing came from him."""
+    handler: type[socketserver.BaseRequestHandler]
 
     def __init__(
         self,
         sock: socket.socket,
-        service: Service,
+        site: Site,
         max_connections: int = DEFAULT_MAX_CONNECTIONS,
         own_path: str | None = None,
         shared: bool = False,
@@ -237,12 +96,13 @@ class Listener:
         Only as long as it has `inode`, by default the one that it has now: the name may lead to another socket.
         `shared`: somebody else holds the socket too, and connections that wait at the end are for the successor.
         """
+        socketserver.BaseServer.__init__(self, sock.getsockname(), self.handler)
         sock.setblocking(False)
-        self.sock = sock
-        self.service = service
+        self.socket = sock
+        self.site = site
         self.grant = grant
         self.max_connections = max_connections
-        self.url = url_of(service.scheme, sock, own_path)
+        self.url = url_of(site.scheme, sock, own_path)
         self.shared = shared
         self.draining = False  # set once, by stop_accepting
         self.draining_since = 0.0  # seconds of the monotonic clock; before `draining`
@@ -250,33 +110,45 @@ class Listener:
         self.refused = 0  # the same
         self.connections: set[Connection] = set()  # guarded by _lock
         self.without_place: set[Connection] = set()  # that get one answer; the same
-        self.spares: Spares | None = None  # set when a front takes the listener
-        self.summons: Summons | None = None  # set when a front takes the listener
+        self.spares: Spares | None = None  # set when an accept loop takes the listener
+        self.summons: Summons | None = None  # the same
         self.give: Give | None = None  # set before the summons is called
-        self.waiting: Connection | None = (
-            None  # accepted, and there was no thread for it; for the accepting thread only
-        )
+        self.put_off: Connection | None = None  # there was no thread for it; for the accepting thread only
         self._lock = threading.Lock()
         self.own_path = own_path
         self.inode = inode or (os.lstat(own_path).st_ino if own_path else 0)
 
     @classmethod
-    def open(cls, address: Address, service: Service, max_connections: int = DEFAULT_MAX_CONNECTIONS) -> Listener:
+    def open(cls: type[Server], address: Address, site: Site, max_connections: int = DEFAULT_MAX_CONNECTIONS) -> Server:
         """Listen at `address`.
 
         Raises: ListenError.
         """
         own_path = address.path if isinstance(address, UnixAddress) else None
-        return cls(open_socket(address), service, max_connections, own_path)
+        return cls(open_socket(address), site, max_connections, own_path)
 
-    def accept(self, most: int = ACCEPTS_AT_ONCE) -> None:
-        """Take the connections that wait, each into a thread.  Raises: OSError when resources are exhausted."""
+    # What a protocol adds
+
+    def refuse(self, connection: Connection) -> None:
+        """Tell a connection over the limit so, without waiting; it is closed afterwards.  Here: not a word."""
+
+    def drain(self, connection: Connection) -> None:
+        """Called from another thread when the daemon begins to stop: see that the handler ends soon.
+
+        The summons rings then, which ends `Connection.await_input`: nothing more is needed where the handler looks
+        at `Connection.draining` between requests and at `Connection.last_call` while it waits for one.
+        """
+
+    # The way of a connection
+
+    def handle_request(self, most: int = ACCEPTS_AT_ONCE) -> None:
+        """Take the connections that wait, at most `most`.  Raises: OSError when resources are exhausted."""
         for _ in range(most):
-            waiting, self.waiting = self.waiting, None
-            if waiting is not None:
-                self._start(waiting, self.service.serve)
+            waited, self.put_off = self.put_off, None
+            if waited is not None:
+                self.process_request(waited, waited.peer)
             try:
-                sock, where = self.sock.accept()
+                request, client_address = self.get_request()
             except (BlockingIOError, InterruptedError):
                 return
             except OSError as error:
@@ -284,39 +156,88 @@ class Listener:
                     raise
                 log.debug("%s: a connection ended before it was accepted: %s", self.url, error)
                 continue
-            self._take(sock, where)
+            if self.verify_request(request, client_address):
+                self.process_request(request, client_address)
+            else:
+                self.shutdown_request(request)
 
-    def accept_spare(self) -> None:
+    def handle_spare_request(self) -> None:
         """Take one connection with the last of the descriptors: it is answered soon, or closed.  Raises: OSError."""
         try:
-            sock, where = self.sock.accept()
+            request, client_address = self.get_request()
         except (BlockingIOError, InterruptedError):
             return
-        self._take(sock, where, no_place=True)
+        if self._turn_away(request):
+            self.process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
 
-    def _take(self, sock: socket.socket, where: object, no_place: bool = False) -> None:
+    def get_request(self) -> tuple[Connection, Any]:  # type: ignore[override]
+        """Accept a connection.  Raises: OSError."""
+        sock, address = self.socket.accept()
         sock.setblocking(True)
         peer = "unix"
-        if isinstance(where, tuple):
-            peer = f"{where[0]}:{where[1]}"
+        if isinstance(address, tuple):
+            peer = f"{address[0]}:{address[1]}"
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        connection = Connection(sock, self, peer)
-        if no_place or not self._admit(connection):
-            self.refused += 1
-            if not no_place:
-                log.warning(
-                    "%s: %s refused: %d connections are the limit, a quarter of them for one address",
-                    self.url, peer, self.max_connections,
-                )  # fmt: skip
-            if self._serve_as_spare(connection):
-                return
-            with sock, contextlib.suppress(OSError):  # it was to be closed anyway
-                sock.setblocking(False)
-                self.service.refuse(connection)
+        return Connection(sock, self, peer), address
+
+    def verify_request(self, request: Connection, client_address: Any) -> bool:  # type: ignore[override]
+        """Whether it is served: there is a place for it, or a spare thread that may have an answer."""
+        if self._admit(request):
+            self.accepted += 1
+            return True
+        log.warning(
+            "%s: %s refused: %d connections are the limit, a quarter of them for one address",
+            self.url, request.peer, self.max_connections,
+        )  # fmt: skip
+        return self._turn_away(request)
+
+    def process_request(self, request: Connection, client_address: Any) -> None:  # type: ignore[override]
+        """Have it served by a thread of its own.  Raises: OSError when the system has none left."""
+        if request.spare:
+            if not self._serve_as_spare(request):
+                self._refuse_now(request)
+                self.shutdown_request(request)
             return
-        self.accepted += 1
-        self._start(connection, self.service.serve)
+        try:
+            super().process_request(request, client_address)  # type: ignore[arg-type]
+        except RuntimeError:  # the system is out of threads
+            fresh = request.adopted is None
+            if fresh and self.spares is not None and self._serve_as_spare(request):
+                return
+            if fresh and not self.draining:
+                with self._lock:
+                    self.connections.add(request)
+                self.put_off = request  # and those behind it wait in the kernel's queue: none is reset
+            else:
+                self.shutdown_request(request)
+            raise OSError(errno.ENOMEM, "no thread for the connection") from None
+
+    def finish_request(self, request: Connection, client_address: Any) -> None:  # type: ignore[override]
+        """Run the protocol's handler, in the connection's thread."""
+        if not request.spare:
+            threading.current_thread().name = f"{self.site.scheme} {request.peer}"
+        super().finish_request(request, client_address)  # type: ignore[arg-type]
+
+    def handle_error(self, request: Connection, client_address: Any) -> None:  # type: ignore[override]
+        """Log what a handler raised: a peer that has gone is nothing special, all else is a defect."""
+        error = sys.exc_info()[1]
+        if isinstance(error, OSError):
+            log.debug("%s: %s", request.peer, error)
+        else:
+            log.error("%s: unexpected trouble with %s", self.url, request.peer, exc_info=error)
+
+    def shutdown_request(self, request: Connection) -> None:  # type: ignore[override]
+        """Close a connection that nobody serves any more."""
+        with self._lock:
+            self.connections.discard(request)
+            self.without_place.discard(request)
+        with contextlib.suppress(OSError):  # closing cannot be helped further
+            request.sock.close()
+
+    # Places
 
     def _admit(self, connection: Connection) -> bool:
         """Find a place for a newcomer: where there is none, whoever has been idle for longest has to go."""
@@ -325,7 +246,7 @@ class Listener:
             rivals = [one for one in staying if one.client == connection.client] if connection.client else []
             crowd = rivals if len(rivals) >= max(self.max_connections // SHARE, 1) else staying
             if crowd is rivals or len(staying) >= self.max_connections:
-                if self.service.keeps_idle:
+                if self.keeps_idle:
                     return False
                 longest, gone = max(((one.idle_for(), one) for one in crowd), key=lambda pair: pair[0])
                 if longest < 0 or len(self.connections) >= self.max_connections + MAX_LEAVING:
@@ -339,9 +260,27 @@ class Listener:
             gone.hang_up_idle(at_once=True)
         return True
 
+    def _crowded(self, connection: Connection) -> bool:
+        """Called with the lock: there may be no place.  Nobody is counted as long as there are plenty."""
+        least = max(self.max_connections // SHARE, 1) if connection.client else self.max_connections
+        return len(self.connections) >= least
+
+    def _turn_away(self, connection: Connection) -> bool:
+        """There is no place: refuse it, or have it served by a spare thread, which is True."""
+        self.refused += 1
+        connection.spare = self.spares is not None and self.site.answers_spares
+        if not connection.spare:
+            self._refuse_now(connection)
+        return connection.spare
+
+    def _refuse_now(self, connection: Connection) -> None:
+        with contextlib.suppress(OSError):  # it is to be closed anyway
+            connection.sock.setblocking(False)
+            self.refuse(connection)
+
     def _serve_as_spare(self, connection: Connection) -> bool:
         """Have one of the spare threads serve it; False when it cannot be."""
-        if self.spares is None or not self.service.answers_spares:
+        if self.spares is None or not self.site.answers_spares:
             return False
         connection.spare = True
         with self._lock:
@@ -354,57 +293,19 @@ class Listener:
         connection.spare = False
         return False
 
-    def serve_spare(self, connection: Connection) -> None:
-        """Serve a connection without a place; in a spare thread."""
-        self._run(connection, self.service.serve)
-
-    def _crowded(self, connection: Connection) -> bool:
-        """Called with the lock: there may be no place.  Nobody is counted as long as there are plenty."""
-        least = max(self.max_connections // SHARE, 1) if connection.client else self.max_connections
-        return len(self.connections) >= least
+    # Other processes, and the end
 
     def adopt(self, sock: socket.socket, peer: str, state: dict[str, Any], received: bytes) -> None:
-        """Serve a connection that came from another process.  Raises: OSError when resources are exhausted."""
+        """Serve a connection that came from another process, which said `state` of it and had `received` some.
+
+        Raises: OSError when resources are exhausted.
+        """
         sock.setblocking(True)
         connection = Connection(sock, self, peer)
-        connection.adopted = True
+        connection.adopted, connection.received = state, received
         with self._lock:
             self.connections.add(connection)
-        self._start(connection, lambda adopted: self.service.resume(adopted, state, received))
-
-    def _start(self, connection: Connection, serve: Callable[[Connection], None]) -> None:
-        name = f"{self.service.scheme} {connection.peer}"
-        try:
-            threading.Thread(target=self._run, args=(connection, serve), name=name, daemon=True).start()
-        except RuntimeError:  # the system is out of threads
-            fresh = serve == self.service.serve
-            if fresh and self._serve_as_spare(connection):
-                return
-            if fresh and not self.draining:
-                with self._lock:
-                    self.connections.add(connection)
-                self.waiting = connection  # and those behind it wait in the kernel's queue: none is reset
-            else:
-                self.forget(connection)
-            raise OSError(errno.ENOMEM, "no thread for the connection") from None
-
-    def _run(self, connection: Connection, serve: Callable[[Connection], None]) -> None:
-        try:
-            serve(connection)
-        except OSError as error:
-            log.debug("%s: %s", connection.peer, error)
-        except Exception:
-            log.exception("%s: unexpected trouble with %s", self.url, connection.peer)
-        finally:
-            self.forget(connection)
-
-    def forget(self, connection: Connection) -> None:
-        """Close a connection that nobody serves any more."""
-        with self._lock:
-            self.connections.discard(connection)
-            self.without_place.discard(connection)
-        with contextlib.suppress(OSError):  # closing cannot be helped further
-            connection.sock.close()
+        self.process_request(connection, peer)
 
     def live(self) -> list[Connection]:
         """The connections now."""
@@ -413,13 +314,13 @@ class Listener:
 
     def settle(self) -> None:
         """Give the connection that waits for a thread its last chance of one, before nobody accepts any more."""
-        waiting, self.waiting = self.waiting, None
-        if waiting is not None:
+        waited, self.put_off = self.put_off, None
+        if waited is not None:
             with contextlib.suppress(OSError):
-                self._start(waiting, self.service.serve)
-        if self.waiting is not None:
-            self.forget(self.waiting)
-            self.waiting = None
+                self.process_request(waited, waited.peer)
+        if self.put_off is not None:
+            self.shutdown_request(self.put_off)
+            self.put_off = None
 
     def stop_accepting(self) -> None:
         """Close the listening socket and tell every connection to come to an end."""
@@ -429,13 +330,13 @@ class Listener:
         self.draining = True
         if self.own_path is not None and not self.shared:
             unlink_socket(self.own_path, self.inode)
-        if not self.shared and self.sock.fileno() >= 0:
+        if not self.shared and self.socket.fileno() >= 0:
             with contextlib.suppress(OSError):  # the rest is refused, as all that come later
-                self.accept(BACKLOG)  # closing would reset those that wait
+                self.handle_request(BACKLOG)  # closing would reset those that wait
         self.settle()
-        self.sock.close()
+        self.server_close()
         for connection in self.live():
-            self.service.drain(connection)
+            self.drain(connection)
 
     def cut(self) -> None:
         """End every connection now."""

@@ -34,7 +34,8 @@ from hexz.protocol.nydus.upgrade import (
     parse_listeners,
 )
 from hexz.servers.addresses import peer_uid
-from hexz.servers.base import Connection, Listener
+from hexz.servers.base import Listener
+from hexz.servers.connection import Connection
 
 __all__ = ["SUPERVISOR_S", "Bag", "Channel", "fetch_state", "open_bag", "send_state"]
 
@@ -63,7 +64,7 @@ class Bag:
         self._sending, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         filling, self._bag = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         message = pack_listeners([GivenListener(protocol, one.own_path, one.inode) for protocol, one in listeners])
-        fds = [theirs.fileno(), *(listener.sock.fileno() for _, listener in listeners)]
+        fds = [theirs.fileno(), *(listener.socket.fileno() for _, listener in listeners)]
         try:
             filling.sendmsg([message], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))])
         except OSError as error:

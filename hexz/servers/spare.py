@@ -14,7 +14,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from hexz.servers.base import Connection
+    from hexz.servers.connection import Connection
 
 __all__ = ["SPARE_PLACES", "SpareDescriptors", "Spares"]
 
@@ -59,7 +59,7 @@ class Spares:
                     self._told.add(silent)
             self._changed.notify()
         if dropped is not None:
-            dropped.listener.forget(dropped)
+            dropped.listener.shutdown_request(dropped)
         if silent is not None:
             with contextlib.suppress(OSError):  # it has gone
                 socket.socket.shutdown(silent.sock, socket.SHUT_RDWR)
@@ -75,7 +75,7 @@ class Spares:
                 connection = self._waiting.pop()
                 self._served.append(connection)
             try:
-                connection.listener.serve_spare(connection)
+                connection.listener.process_request_thread(connection, connection.peer)  # type: ignore[arg-type]
             finally:
                 with self._changed:
                     self._served.remove(connection)

@@ -12,11 +12,13 @@ from typing import NoReturn
 from hexz.errors import ConfigError
 from hexz.secrets import check_secret
 
-__all__ = ["TlsContext", "tls_reason"]
+__all__ = ["TLS_HANDSHAKE_S", "TlsContext", "tls_reason"]
 
 _SOURCE = re.compile(r"^(\[[^]]*\]|_ssl\.c:\d+:) ?| ?\(_ssl\.c:\d+\)")
 """What Python puts around OpenSSL's words: the library's name and a line of its own source."""
 
+TLS_HANDSHAKE_S = 10.0
+"""How long the handshake may take."""
 NO_PEM = "pem lib"
 """What OpenSSL says of a file that is something else altogether."""
 

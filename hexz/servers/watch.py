@@ -6,7 +6,7 @@ import math
 import select
 import time
 
-from hexz.servers.base import Connection
+from hexz.servers.connection import Connection
 
 __all__ = ["LOOK_S", "PeerGone", "PeerWatch"]
 

@@ -16,7 +16,7 @@ from hexz.catalog import Catalog, Source
 from hexz.daemon.running import Running
 from hexz.daemon.systemd import Notifier
 from hexz.errors import NoSuchSnapshot
-from hexz.servers.front import Front
+from hexz.servers.accept_loop import AcceptLoop
 from hexz.snapshot import OpenContext, Snapshot, new_context, open_snapshot
 from tests.control.clients import wait_for
 
@@ -123,7 +123,7 @@ def test_a_reload_without_threads_to_spare_comes_later(
     images: list[tuple[Path, bytes]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     catalog = Catalog(new_context(4 << 20))
-    front = Front()
+    front = AcceptLoop()
     running = Running(front, catalog, Notifier(), lambda: [Source("a", str(images[0][0]))])
     start, refused = threading.Thread.start, []
 

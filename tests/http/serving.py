@@ -10,11 +10,10 @@ from typing import Any, NamedTuple
 
 from hexz.catalog import Catalog
 from hexz.exposure import OWN
+from hexz.servers.accept_loop import AcceptLoop
 from hexz.servers.addresses import TcpAddress
-from hexz.servers.base import Listener
-from hexz.servers.front import Front
-from hexz.servers.http.connection import Application
-from hexz.servers.http.service import HttpService
+from hexz.servers.http.application import Application
+from hexz.servers.http.server import HttpServer, HttpSite
 from hexz.servers.http.snapshots import CatalogApplication
 from hexz.snapshot import new_context
 
@@ -99,7 +98,7 @@ class Serving:
     """A running server; `catalog` may be changed while it runs."""
 
     def __init__(self, snapshots: dict[str, Any], **settings: Any) -> None:
-        """`settings` go to `HttpService`, but for `cache_size`, `max_range`, `application` and the listener's.
+        """`settings` go to `HttpSite`, but for `cache_size`, `max_range`, `application` and the listener's.
 
         Those are `max_connections` and `grant`.
         """
@@ -110,11 +109,11 @@ class Serving:
         most_bytes = settings.pop("max_range", 0)
         self.application: Application = settings.pop("application", CatalogApplication(self.catalog, most_bytes))
         grant = settings.pop("grant", OWN)
-        self.front = Front()
-        self.listener = Listener.open(TcpAddress("127.0.0.1", 0), HttpService(self.application, **settings), most)
+        self.front = AcceptLoop()
+        self.listener = HttpServer.open(TcpAddress("127.0.0.1", 0), HttpSite(self.application, **settings), most)
         self.listener.grant = grant
         self.front.add(self.listener)
-        self.address: tuple[str, int] = self.listener.sock.getsockname()
+        self.address: tuple[str, int] = self.listener.socket.getsockname()
         self.url = f"http://127.0.0.1:{self.address[1]}"
         self._thread = threading.Thread(target=self.front.run)
         self._thread.start()

@@ -20,8 +20,8 @@ import pytest
 from hexz import access
 from hexz.access import AccessLog, Gate, RateLimit, Tokens, parse_rate_limit
 from hexz.errors import ConfigError, UsageError
-from hexz.servers.http import service as http_service
-from hexz.servers.http.connection import STREAK
+from hexz.servers.http import handler as http_handler
+from hexz.servers.http.handler import STREAK
 from hexz.servers.tls import TlsContext
 from tests.crafted import Craft
 from tests.http.serving import Client, Reply, Serving, request, serving
@@ -414,7 +414,7 @@ def test_tls_agrees_on_http_1_1_with_whoever_would_rather_have_2(snapshot_file: 
 
 
 def test_a_handshake_that_does_not_come(snapshot_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_service, "TLS_HANDSHAKE_S", 0.2)
+    monkeypatch.setattr(http_handler, "TLS_HANDSHAKE_S", 0.2)
     cert, key = certificate(tmp_path, "one")
     with serving({"snap": snapshot_file}, tls=TlsContext(str(cert), str(key))) as server, server.client() as client:
         assert client.ended()

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from hexz.servers.http import crowd as http_crowd
-from hexz.servers.http.connection import STREAK
+from hexz.servers.http.handler import STREAK
 from tests.http.serving import PATIENCE_S, Client, Serving, request, serving
 
 RANGED = {"Range": "bytes=10-19"}
@@ -32,7 +32,7 @@ def join_crowd(client: Client, server: Serving) -> None:
 
 def is_member(client: Client, server: Serving) -> bool:
     host, port = client.sock.getsockname()
-    members = server.listener.service._crowd._members  # type: ignore[attr-defined]
+    members = server.listener.site.crowd._members  # type: ignore[attr-defined]
     return any(c.peer == f"{host}:{port}" and c.sock.fileno() in members for c in server.listener.live())
 
 
@@ -134,7 +134,7 @@ def test_idle_members_end(snapshot_file: Path, monkeypatch: pytest.MonkeyPatch) 
     with serving({"snap": snapshot_file}) as server, server.client() as client:
         join_crowd(client, server)
         # Only now: on a busy machine it might otherwise be idle for too long while it still joins.
-        server.listener.service._crowd._idle_s = 0.2  # type: ignore[attr-defined]
+        server.listener.site.crowd._idle_s = 0.2  # type: ignore[attr-defined]
         assert client.ended()
 
 

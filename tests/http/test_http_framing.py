@@ -8,7 +8,7 @@ from typing import NamedTuple
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hexz.servers.http.connection import STREAK
+from hexz.servers.http.handler import STREAK
 from tests.http.serving import Client, Reply, Serving, request
 from tests.http.test_http_crowd import join_crowd
 

@@ -14,7 +14,7 @@ from hexz.errors import UsageError
 from hexz.exposure import Grant
 from hexz.protocol.http.head import RequestHead, parse_head
 from hexz.protocol.http.origin import Hosts, is_foreign_write, parse_ip
-from hexz.servers.http.connection import STREAK
+from hexz.servers.http.handler import STREAK
 from tests.http.serving import Client, Reply, request, serving
 from tests.peers import Server, write_secret
 

@@ -22,9 +22,9 @@ from hexz.protocol.http.conditions import Validators
 from hexz.protocol.http.head import MAX_HEAD
 from hexz.protocol.http.responses import Representation, Response, json_response, represent
 from hexz.servers import sending
-from hexz.servers.base import Connection
+from hexz.servers.connection import Connection
 from hexz.servers.http import receiving as http_receiving
-from hexz.servers.http.connection import Request
+from hexz.servers.http.application import Request
 from hexz.servers.watch import LOOK_S
 from tests.http.serving import PATIENCE_S, Serving, request, serving
 

@@ -18,12 +18,11 @@ from hexz.metrics import Cell, Meter, SnapshotMetrics, nydus
 from hexz.metrics.figures import OperationFigures
 from hexz.metrics.files import FileCounts
 from hexz.protocol.nbd import constants as c
+from hexz.servers.accept_loop import AcceptLoop
 from hexz.servers.addresses import TcpAddress
-from hexz.servers.base import Listener
-from hexz.servers.front import Front
-from hexz.servers.http.service import HttpService
+from hexz.servers.http.server import HttpServer, HttpSite
 from hexz.servers.http.snapshots import CatalogApplication
-from hexz.servers.nbd.service import NbdService
+from hexz.servers.nbd.server import NbdServer, NbdSite
 from hexz.snapshot import new_context
 from hexz.storage import LocalFile
 from hexz.tools.pack import pack
@@ -49,12 +48,13 @@ class Both:
         self.catalog = Catalog(new_context(16 << 20))
         self.catalog.add("snap", str(path))
         self.metrics = self.catalog.context.metrics
-        self.front = Front()
-        http = HttpService(CatalogApplication(self.catalog), metrics=self.metrics)
-        listeners = [Listener.open(TcpAddress("127.0.0.1", 0), service) for service in (http, NbdService(self.catalog))]
+        self.front = AcceptLoop()
+        site = HttpSite(CatalogApplication(self.catalog), metrics=self.metrics)
+        address = TcpAddress("127.0.0.1", 0)
+        listeners = [HttpServer.open(address, site), NbdServer.open(address, NbdSite(self.catalog))]
         for listener in listeners:
             self.front.add(listener)
-        self.http, self.nbd = (listener.sock.getsockname() for listener in listeners)
+        self.http, self.nbd = (listener.socket.getsockname() for listener in listeners)
         self._thread = threading.Thread(target=self.front.run)
         self._thread.start()
 

@@ -7,10 +7,9 @@ from pathlib import Path
 from types import TracebackType
 
 from hexz.catalog import Catalog
+from hexz.servers.accept_loop import AcceptLoop
 from hexz.servers.addresses import TcpAddress
-from hexz.servers.base import Listener
-from hexz.servers.front import Front
-from hexz.servers.nbd.service import NbdService
+from hexz.servers.nbd.server import NbdServer, NbdSite
 from hexz.snapshot import Stream, new_context
 from tests.nbd.wire import Client
 
@@ -23,11 +22,11 @@ class Serving:
     def __init__(self, path: Path, cache_size: int = 64 << 20, max_connections: int = 64, pad: int = 1) -> None:
         self.catalog = Catalog(new_context(cache_size))
         self.catalog.add("snap", str(path))
-        self.service = NbdService(self.catalog, pad)
-        self.front = Front()
-        self.listener = Listener.open(TcpAddress("127.0.0.1", 0), self.service, max_connections)
+        self.site = NbdSite(self.catalog, pad)
+        self.front = AcceptLoop()
+        self.listener = NbdServer.open(TcpAddress("127.0.0.1", 0), self.site, max_connections)
         self.front.add(self.listener)
-        self.address: tuple[str, int] = self.listener.sock.getsockname()
+        self.address: tuple[str, int] = self.listener.socket.getsockname()
         self.closed = False
         self._thread = threading.Thread(target=self.front.run)
         self._thread.start()

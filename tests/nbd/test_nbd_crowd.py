@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from hexz.protocol.nbd import constants as c
-from hexz.servers.base import Connection
+from hexz.servers.connection import Connection
 from hexz.servers.nbd import crowd as nbd_crowd
 from hexz.servers.nbd.crowd import ALONE
 from tests.nbd.conftest import Exports
@@ -31,7 +31,7 @@ def path(exports: Exports) -> Path:
 
 
 def members(server: Serving) -> int:
-    return len(server.service._crowd._members)
+    return len(server.site.crowd._members)
 
 
 def until(condition: Callable[[], bool]) -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from hexz.protocol.nbd import constants as c
-from hexz.servers import base
-from hexz.servers.base import client_of
+from hexz.servers import connection
+from hexz.servers.connection import client_of
 from hexz.servers.nbd import outbox
 from tests.nbd.serving import PATIENCE_S, Serving
 from tests.nbd.wire import Client
@@ -61,7 +61,7 @@ def test_what_counts_as_one_client(peer: str, client: str | None) -> None:
 
 
 def test_one_address_has_a_quarter(snapshot_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(base, "client_of", lambda peer: "10.1.2.3")
+    monkeypatch.setattr(connection, "client_of", lambda peer: "10.1.2.3")
     with Serving(snapshot_file, max_connections=8) as server:
         first, second = (socket.create_connection(server.address, PATIENCE_S) for _ in range(2))
         assert first.recv(8) == second.recv(8) == b"NBDMAGIC"

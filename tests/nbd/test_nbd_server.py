@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from hexz.protocol.nbd import constants as c
+from hexz.servers.nbd import handler as nbd
 from hexz.servers.nbd import late as nbd_late
-from hexz.servers.nbd import service as nbd
 from hexz.servers.nbd import transmission as nbd_transmission
 from tests.nbd.conftest import BLOCK, Exports
 from tests.nbd.serving import PATIENCE_S, Serving

@@ -30,7 +30,7 @@ from hexz.metrics.counters import SnapshotMetrics
 from hexz.protocol.http.responses import Response
 from hexz.protocol.s3.errors import S3Error
 from hexz.protocol.s3.xml import Entry, document
-from hexz.servers.http.connection import Request
+from hexz.servers.http.application import Request
 from hexz.servers.http.objects import Contents
 from hexz.servers.s3 import application as s3
 from hexz.servers.s3.access import KeyFile, S3Policy

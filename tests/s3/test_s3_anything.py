@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hexz.catalog import Catalog
 from hexz.protocol.http.head import Framing, RequestError, parse_head
 from hexz.protocol.s3.requests import BUCKET_READS, OBJECT_READS
-from hexz.servers.http.connection import Body, Request
+from hexz.servers.http.application import Body, Request
 from hexz.servers.s3.application import S3Application
 from hexz.snapshot import new_context
 from tests.s3.serving import write_archive

@@ -31,7 +31,7 @@ from hexz.protocol.nydus.refusals import (
     other,
     query_missing,
 )
-from hexz.servers.http.connection import Application, Request
+from hexz.servers.http.application import Application, Request
 from hexz.servers.spool import building
 
 __all__ = ["ControlApplication", "Facts", "Machine", "NotAllowed"]

@@ -84,7 +84,7 @@ class Counting:
         """Requests like this one follow."""
         self._next = response.purpose or Purpose(None, OTHER)
 
-    def again(self, size: int, began: float, error: BaseException | None = None) -> None:
+    def repeated(self, size: int, began: float, error: BaseException | None = None) -> None:
         """One that came at `began` (``perf_counter``) was answered with `size` bytes; or ended there with `error`."""
         cell = self._cell
         if self._next is not None or cell is None:

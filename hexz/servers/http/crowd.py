@@ -19,9 +19,9 @@ from collections.abc import Callable
 from time import perf_counter
 from typing import NamedTuple
 
-from hexz.servers.base import Connection, Summons
-from hexz.servers.http.again import Again
+from hexz.servers.connection import Connection, Summons
 from hexz.servers.http.counting import Counting
+from hexz.servers.http.repeated import RepeatedRange
 
 __all__ = ["Crowd", "Member", "Told", "Unsent"]
 
@@ -60,12 +60,12 @@ class Member:
     `ended` says that there is no more to do.
     """
 
-    __slots__ = ("again", "connection", "counting", "ended", "gate", "received", "seen", "sock", "told", "unsent")
+    __slots__ = ("connection", "counting", "ended", "gate", "received", "repeated", "seen", "sock", "told", "unsent")
 
-    def __init__(self, connection: Connection, again: Again, counting: Counting, told: Told | None) -> None:
+    def __init__(self, connection: Connection, repeated: RepeatedRange, counting: Counting, told: Told | None) -> None:
         self.connection = connection
         self.sock = connection.sock
-        self.again = again
+        self.repeated = repeated
         self.counting = counting
         self.told = told
         self.received = b""
@@ -86,7 +86,7 @@ class Member:
                 self.received = data
                 self.ended = not data
                 return False
-            answer = self.again.answer(data[:-4], LARGEST)
+            answer = self.repeated.answer(data[:-4], LARGEST)
             if answer is None:
                 self.received = data
                 return False
@@ -106,9 +106,9 @@ class Member:
         except BlockingIOError:
             sent = 0
         if sent == length:
-            self.counting.again(length - len(head), began)
+            self.counting.repeated(length - len(head), began)
             if self.told is not None:
-                self.told(began, length - len(head), self.again.asked)
+                self.told(began, length - len(head), self.repeated.asked)
             return True
         done = max(sent - len(head), 0)
         self.unsent = Unsent(head[sent:], start + done, length - len(head) - done, done, began)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from hexz.protocol.http.chunks import Chunks
 from hexz.protocol.http.head import MAX_HEAD, MAX_TARGET, Framing, RequestError
-from hexz.servers.base import Connection
+from hexz.servers.connection import Connection
 
 __all__ = ["Body", "Receiver"]
 
@@ -99,7 +99,7 @@ class Receiver:
     def _longest_silence(self) -> float:
         if self._connection.spare:
             return SPARE_HEAD_S
-        fresh = not (self._connection.spoken or self._connection.adopted)
+        fresh = not (self._connection.spoken or self._connection.adopted is not None)
         return FIRST_HEAD_S if fresh else IDLE_S
 
     def _note_silence(self) -> None:

@@ -25,7 +25,7 @@ from hexz.protocol.http.responses import (
     json_response,
     represent,
 )
-from hexz.servers.http.connection import Request
+from hexz.servers.http.application import Request
 from hexz.servers.http.listings import list_folder, list_snapshots, number_of, parse_limit
 from hexz.servers.http.objects import (
     ARCHIVE_FOLDER,

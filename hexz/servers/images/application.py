@@ -19,7 +19,7 @@ from hexz.metrics import Purpose
 from hexz.metrics.words import OTHER
 from hexz.protocol.http.head import RequestError
 from hexz.protocol.http.responses import Response
-from hexz.servers.http.connection import Application, Request
+from hexz.servers.http.application import Application, Request
 from hexz.servers.images.facts import Checksum, Extents, Flush
 from hexz.servers.images.requests import PREFIX, Refusal, json_answer
 from hexz.servers.images.whole import Whole

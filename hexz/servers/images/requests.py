@@ -14,7 +14,7 @@ from hexz.metrics import Purpose
 from hexz.metrics.words import INFO, WRITE
 from hexz.protocol.http.responses import VOLATILE, Piece, Response
 from hexz.protocol.images import parse_query
-from hexz.servers.http.connection import Request
+from hexz.servers.http.application import Request
 
 __all__ = ["PREFIX", "Refusal", "Resource", "json_answer"]
 

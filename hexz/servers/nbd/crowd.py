@@ -15,7 +15,7 @@ import select
 import threading
 from collections.abc import Callable
 
-from hexz.servers.base import Summons
+from hexz.servers.connection import Summons
 
 __all__ = ["LARGEST", "Crowd", "Streak"]
 

@@ -32,7 +32,7 @@ from hexz.protocol.nbd.replies import (
     simple_error,
 )
 from hexz.protocol.nbd.rules import Refusal, Request, refusal
-from hexz.servers.base import SILENT_S, Connection
+from hexz.servers.connection import SILENT_S, Connection
 from hexz.servers.nbd.counting import Counting
 from hexz.servers.nbd.crowd import LARGEST, Crowd, Streak
 from hexz.servers.nbd.late import receive_late
@@ -62,7 +62,6 @@ class Transmission:
     def __init__(
         self,
         connection: Connection,
-        sock: socket.socket,
         export: Export,
         negotiated: Negotiated,
         pool: MissPool,
@@ -71,7 +70,7 @@ class Transmission:
     ) -> None:
         """`received` is what came with the handshake's last message."""
         self._connection = connection
-        self._sock = sock
+        self._sock = sock = connection.sock
         self._secure = isinstance(sock, ssl.SSLSocket)
         self._stream = export.stream
         self._size = export.size

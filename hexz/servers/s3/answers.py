@@ -9,7 +9,7 @@ from hexz.protocol.http.head import RequestError, RequestHead
 from hexz.protocol.http.responses import Response
 from hexz.protocol.s3.errors import S3Error
 from hexz.protocol.s3.xml import error_document
-from hexz.servers.http.connection import Rules
+from hexz.servers.http.application import Rules
 
 __all__ = ["BUCKET_REGION", "RULES", "document_answer", "refusal_of", "with_ids"]
 

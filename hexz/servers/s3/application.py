@@ -1,4 +1,4 @@
-"""A read-only S3 endpoint over the catalog: an application for `hexz.servers.http.service.HttpService`.
+"""A read-only S3 endpoint over the catalog: an application for `hexz.servers.http.server.HttpSite`.
 
 A handler decides in this order: is the request signed (`S3Policy`, before this), may the
 key see that bucket (403), is the operation one that a read-only endpoint has (405, 501),
@@ -31,7 +31,7 @@ from hexz.protocol.s3.requests import (
 )
 from hexz.protocol.s3.sigv4 import EMPTY_SHA256, query_pairs
 from hexz.protocol.s3.xml import Bucket, attributes_document, document, list_buckets, list_objects
-from hexz.servers.http.connection import Request
+from hexz.servers.http.application import Request
 from hexz.servers.http.objects import ARCHIVED_GUARD, OCTETS
 from hexz.servers.s3.access import KeyFile
 from hexz.servers.s3.answers import BUCKET_REGION, document_answer, refusal_of, with_ids

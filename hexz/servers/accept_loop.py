@@ -1,8 +1,8 @@
 """The one loop that accepts, for all listeners, and how it ends.
 
-The thread that calls `Front.run` (the main thread, in the daemon) accepts.  Stopping
-has two steps: `Front.stop_accepting`, then `Front.drain`, which lets running replies
-end.  `Front.hand_over` comes before them where a successor goes on.
+The thread that calls `AcceptLoop.run` (the main thread, in the daemon) accepts.  Stopping
+has two steps: `AcceptLoop.stop_accepting`, then `AcceptLoop.drain`, which lets running replies
+end.  `AcceptLoop.hand_over` comes before them where a successor goes on.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from collections import deque
 from collections.abc import Callable
 
 from hexz.metrics.figures import ListenerFigures
-from hexz.servers.base import Give, Listener, Summons
+from hexz.servers.base import Listener
+from hexz.servers.connection import Give, Summons
 from hexz.servers.spare import NO_DESCRIPTORS, SpareDescriptors, Spares
 
-__all__ = ["Front"]
+__all__ = ["AcceptLoop"]
 
 log = logging.getLogger("hexz.servers")
 
@@ -33,10 +34,10 @@ It is virtual memory, of which little is ever touched.
 EXHAUSTED_PAUSE_S = 0.1
 """Pause of the accept loop when the process is out of descriptors or memory."""
 LAST_WORD_S = 1.0
-"""How long `Front.drain` waits for threads whose sockets were cut."""
+"""How long `AcceptLoop.drain` waits for threads whose sockets were cut."""
 
 
-class Front:
+class AcceptLoop:
     """The accept loop over all listeners."""
 
     def __init__(self) -> None:
@@ -56,10 +57,10 @@ class Front:
     def add(self, listener: Listener) -> None:
         """Accept on `listener` too; from the loop's thread, or before it runs."""
         listener.summons = self.summons
-        if listener.service.answers_spares:
+        if listener.site.answers_spares:
             self._spares = listener.spares = self._spares or Spares()
         self.listeners.append(listener)
-        self._selector.register(listener.sock, selectors.EVENT_READ, listener)
+        self._selector.register(listener, selectors.EVENT_READ)
 
     def call(self, action: Callable[[], None]) -> None:
         """Have the loop's thread do `action` soon.  From any thread."""
@@ -70,7 +71,7 @@ class Front:
         """How many connections each listener has, had, and turned away."""
         return [
             ListenerFigures(
-                listener.service.scheme.removesuffix("s"),
+                listener.site.scheme.removesuffix("s"),
                 listener.url,
                 len(listener.live()),
                 listener.accepted,
@@ -97,22 +98,23 @@ class Front:
             ready = self._selector.select(every)
             self._descriptors.take_back()
             for key, _ in ready:
-                if key.data is None:
+                listener = key.fileobj
+                if not isinstance(listener, Listener):
                     self._drain_wake()
                     continue
                 try:
-                    key.data.accept()
+                    listener.handle_request()
                     exhausted = False
                 except OSError as error:
                     if not exhausted:
-                        log.error("%s: cannot accept: %s; going on as resources come back", key.data.url, error)
+                        log.error("%s: cannot accept: %s; going on as resources come back", listener.url, error)
                     exhausted = True
-                    if error.errno not in NO_DESCRIPTORS or not self._accept_spare(key.data):
+                    if error.errno not in NO_DESCRIPTORS or not self._accept_spare(listener):
                         time.sleep(EXHAUSTED_PAUSE_S)
             for listener in self.listeners:
-                if listener.waiting is not None:
+                if listener.put_off is not None:
                     with contextlib.suppress(OSError):  # still no thread for it: the next round tries again
-                        listener.accept()
+                        listener.handle_request()
             while self._calls:
                 self._calls.popleft()()
             tick()
@@ -122,7 +124,7 @@ class Front:
         if not self._descriptors.give_up():
             return False
         with contextlib.suppress(OSError):
-            listener.accept_spare()
+            listener.handle_spare_request()
             return True
         return False
 
@@ -135,8 +137,8 @@ class Front:
         """Close all listening sockets; connections are told to end."""
         for listener in self.listeners:
             if not listener.draining:
-                if listener.sock.fileno() >= 0:
-                    self._selector.unregister(listener.sock)
+                if listener.fileno() >= 0:
+                    self._selector.unregister(listener)
                 listener.stop_accepting()
         self.summons.ring()
 
@@ -150,12 +152,12 @@ class Front:
         `begun` is called once connections can be given.
         """
         for listener in self.listeners:
-            if listener.sock.fileno() >= 0:
-                self._selector.unregister(listener.sock)
+            if listener.fileno() >= 0:
+                self._selector.unregister(listener)
             listener.give = give
             listener.settle()
             listener.own_path = None
-            listener.sock.close()
+            listener.server_close()
         # What is under TLS stays: its keys are in this process.
         secure = [one for each in self.listeners for one in each.live() if isinstance(one.sock, ssl.SSLSocket)]
         for connection in secure:
@@ -163,7 +165,7 @@ class Front:
         self.summons.call()
         begun()
         for connection in secure:
-            connection.listener.service.drain(connection)
+            connection.listener.drain(connection)
         return self._wait(time.monotonic() + timeout, hurry, patient=True)
 
     def drain(self, timeout: float, hurry: Callable[[], bool] = lambda: False) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Collection
-from typing import Any
 
 from hexz.access import AccessEntry
 from hexz.errors import HexzError
@@ -14,10 +13,12 @@ from hexz.protocol.http.head import RequestError, RequestHead
 from hexz.protocol.http.responses import Response
 from hexz.protocol.nydus.refusals import refusal_response
 from hexz.servers.addresses import peer_uid
-from hexz.servers.base import Connection
-from hexz.servers.http.connection import Application, HttpConnection, Request, Rules
+from hexz.servers.connection import Connection
+from hexz.servers.http.application import Application, Request, Rules
+from hexz.servers.http.handler import HttpHandler
+from hexz.servers.http.server import HttpServer, HttpSite
 
-__all__ = ["ControlService"]
+__all__ = ["ControlServer", "ControlSite"]
 
 log = logging.getLogger("hexz.control")
 
@@ -79,32 +80,37 @@ class _Audit:
             )
 
 
-class ControlService:
-    """HTTP on the control socket: errors are JSON, and a silent connection is never ended.
-
-    Supervisors watch such a connection: its end means the daemon's.
-    """
-
-    scheme = "control"
-    answers_spares = True
-    keeps_idle = True
+class ControlSite(HttpSite):
+    """The control API; it is known by its path alone, so nothing of it counts as HTTP's."""
 
     def __init__(self, application: Application, trusted: Collection[int] = ()) -> None:
         """Besides this process's own user and root, the users `trusted` (numeric ids) may change things."""
-        self._application = application
-        self._trusted = {0, os.geteuid(), *trusted}
+        super().__init__(application, scheme="control", rules=_RULES)
+        self.trusted = {0, os.geteuid(), *trusted}
 
-    def serve(self, connection: Connection) -> None:
-        """Requests until the client leaves."""
-        policy = _PeerPolicy(peer_uid(connection.sock), self._trusted)
-        audit = _Audit(self._application)
-        HttpConnection(connection, audit, policy, audit, rules=_RULES).run()
 
-    def resume(self, connection: Connection, state: dict[str, Any], received: bytes) -> None:
-        """A successor has a control socket of its own: nothing is handed over here."""
+class ControlHandler(HttpHandler):
+    """One client of the control socket, which is let in by who it is."""
+
+    server: ControlServer
+
+    def setup(self) -> None:
+        """As for HTTP, with a policy and a log of its own.  Raises: OSError."""
+        super().setup()
+        self.policy = _PeerPolicy(peer_uid(self.request.sock), self.server.site.trusted)
+        self.application = self.access_log = _Audit(self.application)
+
+
+class ControlServer(HttpServer):
+    """HTTP on the control socket: errors are JSON, and a silent connection is never ended.
+
+    Supervisors watch such a connection: its end means the daemon's.  A successor has a control socket of its own:
+    nothing is handed over here.
+    """
+
+    handler = ControlHandler
+    keeps_idle = True
+    site: ControlSite
 
     def refuse(self, connection: Connection) -> None:
         """Too many clients: the connection is just closed."""
-
-    def drain(self, connection: Connection) -> None:
-        """The summons is enough: idle connections end soon, others after the response that is running."""

@@ -16,14 +16,14 @@ from collections.abc import Callable
 from hexz.protocol.http.dates import format_date
 from hexz.protocol.http.responses import Repeat
 
-__all__ = ["Again"]
+__all__ = ["RepeatedRange"]
 
 MAX_VIEWS = 1000
 """Most pieces of data in one send, head apart; the kernel takes 1024 (IOV_MAX)."""
 _RANGE = re.compile(rb"(?i)\r\nrange:[ \t]*bytes=([0-9]{1,18}-[0-9]{1,18})[ \t]*(?=\r\n|\Z)")
 
 
-class Again:
+class RepeatedRange:
     """A request that was answered with a range of a stream, ready to be answered with another."""
 
     __slots__ = (
@@ -56,7 +56,7 @@ class Again:
     @classmethod
     def of(
         cls, raw: bytes, repeat: Repeat, extra: tuple[tuple[str, str], ...], renew: Callable[[], bool]
-    ) -> Again | None:
+    ) -> RepeatedRange | None:
         """From the head of a request that was answered with 206; None when its range has not two ends.
 
         `extra` are headers for every response, `renew` says whether the client is let in again.
