@@ -60,7 +60,7 @@ def open_catalog(settings: Settings) -> Catalog:
     seals = SealPolicy(read_seal_key(options.seal_key_file), options.require_seal)
     folders = tuple(map(os.path.abspath, options.parent_dir))
     context = new_context(options.cache_size, password, folders, seals=seals)
-    context = context._replace(follow_parents=not options.no_parents)
+    context = context._replace(follow_parents=not options.no_parents, require_encrypted=options.require_encrypted)
     catalog = Catalog(context)
     if not options.upgrade:
         catalog.open_all(find_sources(settings.snapshots))

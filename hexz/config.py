@@ -201,6 +201,11 @@ def _reading(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("--password-file", metavar="FILE", help="password of encrypted snapshots")
     group.add_argument(
+        "--require-encrypted",
+        action="store_true",
+        help="serve no snapshot that is not encrypted, nor one with such a parent",
+    )
+    group.add_argument(
         "--require-seal",
         action="store_true",
         help="serve no snapshot without a seal (FILE.sum) beside it and its parents; with --seal-key-file a keyed one",

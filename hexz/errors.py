@@ -22,6 +22,7 @@ __all__ = [
     "NameTaken",
     "NoSuchSnapshot",
     "NotASnapshot",
+    "NotEncrypted",
     "Overloaded",
     "PackageMissing",
     "ParentMissing",
@@ -151,6 +152,12 @@ class ParentMissing(SnapshotError):
 
 class ParentRefused(SnapshotError):
     """A thin snapshot that may not have its parent's bytes here."""
+
+    exit_status = 77
+
+
+class NotEncrypted(SnapshotError):
+    """A snapshot that is not encrypted where only encrypted ones are served."""
 
     exit_status = 77
 

@@ -47,6 +47,8 @@ class OpenContext(NamedTuple):
     seals: SealPolicy = NO_POLICY
     follow_parents: bool = True
     """Snapshots that name parents are opened at all."""
+    require_encrypted: bool = False
+    """Snapshots, and parents, that are not encrypted are not opened."""
     take_undeclared: bool = False
     """A stream that declares no bytes has those that its blocks hold."""
 

@@ -14,6 +14,7 @@ from hexz.errors import (
     CorruptSnapshot,
     CryptographyMissing,
     NotASnapshot,
+    NotEncrypted,
     ParentMissing,
     ParentRefused,
     PasswordNeeded,
@@ -104,6 +105,8 @@ def _open(path: str, real: str, context: OpenContext, family: _Family) -> Snapsh
         if len(line) > MAX_CHAIN or len(family.opened) >= MAX_ANCESTORS:
             raise CorruptSnapshot(path, TOO_MANY)
         family.opened.append(storage.identity)
+        if header.encryption is None and context.require_encrypted:
+            raise NotEncrypted(path, "is not encrypted, and --require-encrypted was given")
         if header.encryption is not None:
             family.rounds.append(header.encryption.iterations)
             if sum(family.rounds) > MAX_ROUNDS:
