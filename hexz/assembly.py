@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import logging
 import os
@@ -22,6 +21,7 @@ from hexz.daemon.running import Running
 from hexz.daemon.systemd import Notifier
 from hexz.errors import ConfigError, HexzError
 from hexz.exposure import Place, Reach, tcp_place
+from hexz.options import Options
 from hexz.sealed import SealPolicy
 from hexz.secrets import CREDENTIALS, read_password, read_seal_key, unused_credentials
 from hexz.servers.accept_loop import AcceptLoop
@@ -63,7 +63,7 @@ def open_catalog(settings: Settings) -> Catalog:
     context = context._replace(follow_parents=not options.no_parents, require_encrypted=options.require_encrypted)
     catalog = Catalog(context)
     if not options.upgrade:
-        catalog.open_all(find_sources(settings.snapshots))
+        catalog.open_all(find_sources(settings.options.snapshots))
     return catalog
 
 
@@ -76,7 +76,7 @@ def assemble(
     """
     _raise_descriptors()
     front = AcceptLoop()
-    running = Running(front, catalog, notifier, partial(find_sources, settings.snapshots))
+    running = Running(front, catalog, notifier, partial(find_sources, settings.options.snapshots))
     options = settings.options
     access = access_of(options)
     most = _fit_connections(options.max_connections, len(passed) or sum(map(len, settings.listen.values())))
@@ -101,7 +101,7 @@ def assemble(
     if catalog.skipped and not len(catalog):
         running.warn(f"no snapshot is served: none of the {len(catalog.skipped)} files can be")
     catalog.context.metrics.listeners = front.figures
-    roots = Roots(options.control_root, lambda: [source.path for source in find_sources(settings.snapshots)])
+    roots = Roots(options.control_root, lambda: [source.path for source in find_sources(settings.options.snapshots)])
     mounts = MountTable(catalog, roots, catalog.context.metrics.events.add)
     lifecycle = Lifecycle(front, mounts, listener_on, options.supervisor, options.upgrade)
     try:
@@ -110,9 +110,11 @@ def assemble(
                 served(protocol)  # what is wrong with its settings is told before anything listens
             for protocol, listener in _listeners(settings, notifier, passed, listener_on):
                 lifecycle.add(protocol, listener)
-        for name in unused_credentials(value for value in vars(options).values() if isinstance(value, str)):
+        for name in unused_credentials(value for value in options if isinstance(value, str)):
             running.warn(f"the credential {name!r} means nothing here: {', '.join(CREDENTIALS)} do")
-        control = _control(settings, lifecycle, mounts, roots, running, catalog) if options.control else None
+        control = (
+            _control(options.control, settings, lifecycle, mounts, roots, running, catalog) if options.control else None
+        )
     except HexzError:
         running.abandon()
         raise
@@ -135,7 +137,7 @@ def describe_listeners(settings: Settings, passed: list[tuple[str, socket.socket
     return [f"{url} {access.describe(protocol, place)}" for url, protocol, place in places]
 
 
-def _check_secrets(options: argparse.Namespace) -> None:
+def _check_secrets(options: Options) -> None:
     """Raises: ConfigError when a file of tokens or keys cannot be used."""
     from hexz.access import Tokens
     from hexz.servers.s3.access import KeyFile
@@ -208,7 +210,13 @@ def _listeners(
 
 
 def _control(
-    settings: Settings, lifecycle: Lifecycle, mounts: MountTable, roots: Roots, running: Running, catalog: Catalog
+    path: str,
+    settings: Settings,
+    lifecycle: Lifecycle,
+    mounts: MountTable,
+    roots: Roots,
+    running: Running,
+    catalog: Catalog,
 ) -> AcceptLoop:
     """The control socket, with an accept loop of its own.  Raises: ListenError."""
     from hexz.control.blobs import BlobTable
@@ -224,7 +232,7 @@ def _control(
         lifecycle, mounts, BlobTable(catalog, roots), ControlFigures(catalog, mounts), facts, shared
     )
     front = AcceptLoop()
-    address = UnixAddress(options.control, options.control_mode)
+    address = UnixAddress(path, options.control_mode)
     front.add(ControlServer.open(address, ControlSite(application, options.control_uid), CONTROL_PLACES))
     return front
 
@@ -251,7 +259,7 @@ def _served(protocol: str, catalog: Catalog, settings: Settings, running: Runnin
 
     options = settings.options
     spoken = () if protocol == "nbd" else HTTP_ALPN
-    tls = TlsContext(options.tls_cert, options.tls_key, spoken) if options.tls_cert else None
+    tls = TlsContext(options.tls_cert, options.tls_key, spoken) if options.tls_cert and options.tls_key else None
     if tls is not None:
         running.on_reload("certificate", tls.reload)
     if protocol == "nbd":
@@ -274,7 +282,7 @@ class _Serving(NamedTuple):
     """What the services over HTTP have in common."""
 
     catalog: Catalog
-    options: argparse.Namespace
+    options: Options
     running: Running
     tls: TlsContext | None
     limit: RateLimit | None
@@ -292,7 +300,7 @@ def _http(serving: _Serving) -> Served:
     tokens = Tokens(options.token_file) if options.token_file else None
     if tokens is not None:
         running.on_reload("tokens", tokens.reload)
-    registry = Registry(serving.catalog, options.images_dir, tuple(options.images_allow))
+    registry = Registry(serving.catalog, options.images_dir, options.images_allow)
     running.on_end(registry.close)
     running.on_hand_over(registry.hand_over)
     snapshots = CatalogApplication(serving.catalog, options.max_range, lambda: running.serving)
@@ -316,7 +324,7 @@ def _s3(serving: _Serving) -> Served:
     if keys is not None:
         serving.running.on_reload("S3 keys", keys.reload)
     policy = S3Policy(Gate(None, serving.limit), keys)
-    application = S3Application(serving.catalog, keys, tuple(options.s3_domain))
+    application = S3Application(serving.catalog, keys, options.s3_domain)
     metrics = serving.catalog.context.metrics
     return HttpServer, HttpSite(
         application, policy, serving.access_log, serving.tls, options.cors, "s3", RULES, metrics

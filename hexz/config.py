@@ -11,11 +11,12 @@ from hexz import __version__
 from hexz.arguments import HelpAction, Parser, size
 from hexz.errors import UsageError
 from hexz.exposure import Access, parse_anonymous, tcp_place
+from hexz.options import Options
 from hexz.protocol.http.origin import is_host_name
 from hexz.secrets import credential
 from hexz.servers.addresses import Address, TcpAddress, UnixAddress
 
-__all__ = ["DEFAULT_PORTS", "UNIT_KINDS", "Settings", "access_of", "parse_arguments"]
+__all__ = ["DEFAULT_PORTS", "UNIT_KINDS", "Settings", "access_of", "option_parser", "parse_arguments"]
 
 DEFAULT_PORTS = {"http": 8080, "nbd": 10809, "s3": 9000}
 """The TCP port of each protocol when none is given."""
@@ -43,14 +44,10 @@ COMMON = (
 
 
 class Settings(NamedTuple):
-    """The command line, checked.  Sizes in bytes, times in seconds.
+    """The command line, checked: `listen` has the addresses of each protocol to serve."""
 
-    `listen` has the addresses of each protocol to serve; `options` everything else by its option's name.
-    """
-
-    snapshots: tuple[str, ...]
     listen: dict[str, list[Address]]
-    options: argparse.Namespace
+    options: Options
 
 
 def _port(text: str) -> int:
@@ -88,7 +85,8 @@ def _host_name(text: str) -> str:
     return name
 
 
-def _parser() -> argparse.ArgumentParser:
+def option_parser() -> argparse.ArgumentParser:
+    """The parser of the daemon's command line, which gives what `Options.of` takes."""
     parser = Parser(
         prog="hexz-serve",
         usage="hexz-serve [OPTIONS] SNAPSHOT [SNAPSHOT ...]",
@@ -290,11 +288,7 @@ def parse_arguments(arguments: Sequence[str]) -> Settings:
 
     Raises: UsageError; SystemExit after --help and --version.
     """
-    options = _parser().parse_args(_with_equals_sign(arguments))
-    options.token_file = options.token_file or credential("tokens")
-    options.s3_keys_file = options.s3_keys_file or credential("s3-keys")
-    options.password_file = options.password_file or credential("password")
-    options.seal_key_file = options.seal_key_file or credential("seal-key")
+    options = _with_credentials(Options.of(option_parser().parse_args(_with_equals_sign(arguments))))
     if options.log_file and not options.daemon:
         raise UsageError("--log-file goes with --daemon; otherwise the log is standard error")
     if options.upgrade and not (options.control and options.supervisor):
@@ -314,18 +308,29 @@ def parse_arguments(arguments: Sequence[str]) -> Settings:
         raise UsageError(f"--nbd-tls {options.nbd_tls} needs --tls-cert and --tls-key")
     if not 1 <= options.nbd_pad <= LARGEST_PAD or options.nbd_pad & (options.nbd_pad - 1):
         raise UsageError(f"--nbd-pad {options.nbd_pad}: a power of two, at most {LARGEST_PAD}")
-    return Settings(tuple(options.snapshots), listen, options)
+    return Settings(listen, options)
 
 
-def _addresses(options: argparse.Namespace) -> dict[str, list[Address]]:
+def _with_credentials(options: Options) -> Options:
+    """With what the service manager passed for the files of secrets that are not given."""
+    return options._replace(
+        token_file=options.token_file or credential("tokens"),
+        s3_keys_file=options.s3_keys_file or credential("s3-keys"),
+        password_file=options.password_file or credential("password"),
+        seal_key_file=options.seal_key_file or credential("seal-key"),
+    )
+
+
+def _addresses(options: Options) -> dict[str, list[Address]]:
     """The addresses of each protocol chosen, by an option of its own or by none at all (HTTP)."""
+    named = {"http": options.http, "nbd": options.nbd, "s3": options.s3}
+    ports = _ports(options)
+    paths = {"http": options.http_socket, "nbd": options.nbd_socket}
     listen: dict[str, list[Address]] = {}
     for protocol, default_port in DEFAULT_PORTS.items():
-        named: bool = getattr(options, protocol)
-        port: int | None = getattr(options, f"{protocol}_port")
-        path: str | None = getattr(options, f"{protocol}_socket", None)
+        port, path = ports[protocol], paths.get(protocol)
         addresses: list[Address] = []
-        if named or port is not None:
+        if named[protocol] or port is not None:
             addresses.append(TcpAddress(options.bind, default_port if port is None else port))
         if path is not None:
             addresses.append(UnixAddress(path))
@@ -334,22 +339,26 @@ def _addresses(options: argparse.Namespace) -> dict[str, list[Address]]:
     if not listen:
         listen["http"] = [TcpAddress(options.bind, DEFAULT_PORTS["http"])]
     if options.port is not None:
-        _apply_port(options, listen)
+        _apply_port(options, options.port, listen)
     return listen
 
 
-def _apply_port(options: argparse.Namespace, listen: dict[str, list[Address]]) -> None:
+def _ports(options: Options) -> dict[str, int | None]:
+    return {"http": options.http_port, "nbd": options.nbd_port, "s3": options.s3_port}
+
+
+def _apply_port(options: Options, port: int, listen: dict[str, list[Address]]) -> None:
     if len(listen) > 1:
         names = " and ".join(f"--{protocol}-port" for protocol in listen)
         raise UsageError(f"--port with several protocols: say which with {names}")
     (protocol,) = listen
-    if getattr(options, f"{protocol}_port") is not None:
+    if _ports(options)[protocol] is not None:
         raise UsageError(f"--port and --{protocol}-port say the same thing: give one of them")
     sockets = [address for address in listen[protocol] if isinstance(address, UnixAddress)]
-    listen[protocol] = [TcpAddress(options.bind, options.port), *sockets]
+    listen[protocol] = [TcpAddress(options.bind, port), *sockets]
 
 
-def access_of(options: argparse.Namespace) -> Access:
+def access_of(options: Options) -> Access:
     """The rules of who may do what.  Raises: UsageError."""
     given = {"http": options.token_file, "s3": options.s3_keys_file}
     tls = "required" if options.tls_cert else "off"
@@ -363,7 +372,7 @@ def access_of(options: argparse.Namespace) -> Access:
     )
 
 
-def _check_exposure(options: argparse.Namespace, listen: dict[str, list[Address]]) -> None:
+def _check_exposure(options: Options, listen: dict[str, list[Address]]) -> None:
     access = access_of(options)
     for protocol, addresses in listen.items():
         for address in addresses:

@@ -109,8 +109,8 @@ def test_what_is_near(host: str, reach: Reach) -> None:
 def test_the_option_does_not_take_a_snapshot_for_its_value() -> None:
     for words in (["--allow-anonymous", "snap"], ["snap", "--allow-anonymous"], ["--allow-anonymous=nbd", "snap"]):
         settings = parse_arguments(words)
-        assert settings.snapshots == ("snap",)
-    assert parse_arguments(["--", "--allow-anonymous"]).snapshots == ("--allow-anonymous",)
+        assert settings.options.snapshots == ("snap",)
+    assert parse_arguments(["--", "--allow-anonymous"]).options.snapshots == ("--allow-anonymous",)
     assert parse_anonymous(["", "nbd,s3"]) == Anonymous(True, frozenset({"nbd", "s3"}))
     for value in ("snap", "nbd,", "NBD", "nbd s3"):
         with pytest.raises(UsageError, match="http, nbd, s3"):

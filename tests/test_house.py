@@ -35,7 +35,7 @@ FLOORS = [
     ("hexz.access", "hexz.exposure"),
     ("hexz.images", "hexz.control"),
     ("hexz.servers",),
-    ("hexz.config", "hexz.tools"),
+    ("hexz.options", "hexz.config", "hexz.tools"),
     ("hexz.daemon",),
     ("hexz.assembly",),
     ("hexz.serving",),
