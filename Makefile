@@ -115,7 +115,7 @@ install: ## install for the system's python3 (PREFIX=/usr/local; PREFIX=~/.local
 	@printf '#!/bin/sh\nexec $(SYSTEM_PYTHON) -I $(abspath $(LIBDIR))/hexz_serve.py "$$@"\n' > $(DESTDIR)$(PREFIX)/bin/hexz-serve
 	@printf '#!/bin/sh\nexec $(SYSTEM_PYTHON) -I $(abspath $(LIBDIR))/hexz/__main__.py "$$@"\n' > $(DESTDIR)$(PREFIX)/bin/hexz
 	@chmod 755 $(DESTDIR)$(PREFIX)/bin/hexz-serve $(DESTDIR)$(PREFIX)/bin/hexz
-	@install -m 644 README.md LICENSE systemd/example.conf $(DESTDIR)$(DOCDIR)/
+	@install -m 644 README.md CHANGELOG.md LICENSE systemd/example.conf $(DESTDIR)$(DOCDIR)/
 	@for page in $(MANUALS); do install -D -m 644 systemd/man/$$page $(DESTDIR)$(MANDIR)/man$${page##*.}/$$page; done
 	@for unit in $(UNITS); do $(FILL) systemd/$$unit > $(DESTDIR)$(UNITDIR)/system/$$unit; done
 	@$(FILL) systemd/user/hexz-serve@.service > $(DESTDIR)$(UNITDIR)/user/hexz-serve@.service

@@ -1,5 +1,5 @@
 """hexz-serve: open compressed ``.hxz`` snapshots and serve them, read-only and unchanged."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 PROJECT = "hexz-serve"
 """Tells this package from another project's of the same name."""

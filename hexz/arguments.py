@@ -8,9 +8,10 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import Any, NoReturn
 
 from hexz.errors import UnitError, UsageError
+from hexz.installation import versions
 from hexz.units import parse_size
 
-__all__ = ["HelpAction", "Parser", "size"]
+__all__ = ["HelpAction", "Parser", "VersionAction", "size"]
 
 ALL = "all"
 """What --help takes to show every option."""
@@ -62,6 +63,25 @@ class HelpAction(argparse.Action):
                 if action is not self and action.option_strings and action.option_strings[-1] not in self.common:
                     action.help = argparse.SUPPRESS
         parser.print_help()
+        parser.exit()
+
+
+class VersionAction(argparse.Action):
+    """--version: the packages are looked for only when somebody asks, because it takes time and they may be missing."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str) -> None:
+        """`help` is its line in --help."""
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, default=argparse.SUPPRESS, help=help)
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> NoReturn:
+        """Print and end the program with status 0."""
+        print(versions(), flush=True)
         parser.exit()
 
 

@@ -7,8 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from hexz import __version__
-from hexz.arguments import HelpAction, Parser, size
+from hexz.arguments import HelpAction, Parser, VersionAction, size
 from hexz.errors import UsageError
 from hexz.exposure import Access, parse_anonymous, tcp_place
 from hexz.options import Options
@@ -279,7 +278,7 @@ def _running(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--log-level", choices=LOG_LEVELS, default="info", help="least severe lines logged (default info)"
     )
-    group.add_argument("--version", action="version", version=f"hexz-serve {__version__}")
+    group.add_argument("--version", action=VersionAction, help="show versions, also of Python and packages")
     group.add_argument("-h", "--help", action=HelpAction, common=COMMON, help="show this; with all every option")
 
 

@@ -7,16 +7,20 @@ from __future__ import annotations
 
 import importlib
 import os
+import platform
 import re
 import sys
 from collections.abc import Iterable
 
+from hexz import __version__
 from hexz.errors import PackageMissing
 
-__all__ = ["APART", "at_home", "check_packages", "how_to_get"]
+__all__ = ["APART", "at_home", "check_packages", "how_to_get", "versions"]
 
 REQUIRED = {"lz4": "lz4.block", "zstandard": "zstandard"}
 """What the block codecs stand on: the package to install, and a module that only the real one has."""
+OPTIONAL = ("cryptography",)
+"""What encrypted snapshots and signatures need besides."""
 APART = "uninstall both (pip uninstall hexz hexz-serve) and give each a virtual environment of its own"
 """What to do about another project's distribution ``hexz`` in the same environment."""
 _RECORD = re.compile(r"hexz-([^-]+)\.(?:dist|egg)-info")
@@ -46,6 +50,17 @@ def check_packages() -> None:
     if missing:
         what = "the package {} is" if len(missing) == 1 else "the packages {} are"
         raise PackageMissing(f"{what.format(' and '.join(missing))} missing: {how_to_get(missing)}")
+
+
+def versions() -> str:
+    """The versions of this program and of what it runs on, as --version prints them: two lines."""
+    found = [f"Python {platform.python_version()}"]
+    for name in (*REQUIRED, *OPTIONAL):
+        try:
+            found.append(f"{name} {importlib.import_module(name).__version__}")
+        except (ImportError, AttributeError):  # or it is a folder of that name
+            found.append(f"no {name}")
+    return f"hexz-serve {__version__}\n{', '.join(found)}"
 
 
 def at_home(command: str) -> bool:

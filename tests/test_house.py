@@ -7,10 +7,21 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from hexz import __version__
 from tests.peers import ROOT, run
 
 MAX_LINES = 500
-TOP = {"hexz_serve.py", "hexz", "systemd", "tests", "Makefile", "README.md", "pyproject.toml", "LICENSE"}
+TOP = {
+    "hexz_serve.py",
+    "hexz",
+    "systemd",
+    "tests",
+    "Makefile",
+    "README.md",
+    "CHANGELOG.md",
+    "pyproject.toml",
+    "LICENSE",
+}
 
 # From the ground up: a module imports from its own floor and those before it.
 FLOORS = [
@@ -100,3 +111,20 @@ def test_top_level_is_as_documented() -> None:
     listed = run("git", "ls-files", cwd=ROOT).stdout.splitlines()
     found = {line.split("/")[0] for line in listed}
     assert {name for name in found if not name.startswith(".")} <= TOP
+
+
+def test_the_version_stands_once() -> None:
+    settings = (ROOT / "pyproject.toml").read_text()
+    assert 'dynamic = ["version"]' in settings and 'path = "hexz/__init__.py"' in settings
+    assert not re.search(r"^version\b", settings, re.MULTILINE)
+    sources = [ROOT / "hexz_serve.py", *(path for _, path, _ in modules()), *(ROOT / "systemd").rglob("*.*")]
+    holding = [str(path.relative_to(ROOT)) for path in sources if path.is_file() and __version__ in path.read_text()]
+    assert holding == ["hexz/__init__.py"]
+
+
+def test_the_newest_changes_are_those_of_this_version() -> None:
+    titles = re.findall(r"^## (\S+)(?: \((.*)\))?$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert titles[0][0] == __version__
+    assert [title for title, _ in titles[-2:]] == ["0.1.0", "Compatibility"]
+    for _, date in titles[1:-1]:
+        assert re.fullmatch(r"\d{4}-\d\d-\d\d", date)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import platform
 import shutil
 import socket
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
+from hexz import __version__
 from tests.peers import ROOT
 
 DAEMON = ROOT / "hexz_serve.py"
@@ -53,6 +57,16 @@ def test_missing_packages_are_one_line_that_says_how_to_get_them(prefix: str, ar
 def test_help_needs_no_packages(arguments: list[object]) -> None:
     done = python(*BARE, *arguments)
     assert done.returncode == 0 and "hexz" in done.stdout and done.stderr == ""
+
+
+@pytest.mark.parametrize("program", [[DAEMON], ["-m", "hexz"]], ids=["hexz-serve", "hexz"])
+def test_versions_are_told_of_all_that_is_in_use(program: list[object]) -> None:
+    told = [f"hexz-serve {__version__}", f"Python {platform.python_version()}"]
+    for name in ("lz4", "zstandard", "cryptography"):
+        told.append(f"{name} {version(name)}" if importlib.util.find_spec(name) else f"no {name}")
+    assert python(*program, "--version", cwd=ROOT).stdout == f"{told[0]}\n{', '.join(told[1:])}\n"
+    without = python("-S", *program, "--version", cwd=ROOT).stdout.splitlines()
+    assert without == [told[0], f"{told[1]}, no lz4, no zstandard, no cryptography"]
 
 
 def test_questions_about_a_daemon_need_no_packages(tmp_path: Path) -> None:

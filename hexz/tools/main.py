@@ -9,8 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from hexz import __version__
-from hexz.arguments import Parser, size
+from hexz.arguments import Parser, VersionAction, size
 from hexz.errors import HexzError, UsageError
 from hexz.installation import check_packages
 from hexz.printable import printable
@@ -26,7 +25,7 @@ DAMAGED = 1
 
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="hexz", description="Write, inspect and read .hxz snapshots.", allow_abbrev=False)
-    parser.add_argument("--version", action="version", version=f"hexz-serve {__version__}")
+    parser.add_argument("--version", action=VersionAction, help="show versions, also of Python and packages")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
 
     pack = commands.add_parser("pack", help="write a snapshot")
