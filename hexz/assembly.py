@@ -15,7 +15,7 @@ from hexz.catalog import Catalog
 from hexz.config import DEFAULT_PORTS, Settings, access_of
 from hexz.control.mounts import MountTable
 from hexz.control.roots import Roots
-from hexz.daemon.kept import Kept
+from hexz.daemon.fd_store import FdStore
 from hexz.daemon.lifecycle import Lifecycle, MakeListener
 from hexz.daemon.running import Running
 from hexz.daemon.systemd import Notifier
@@ -129,7 +129,7 @@ def describe_listeners(settings: Settings, passed: list[tuple[str, socket.socket
     """
     _check_secrets(settings.options)
     access = access_of(settings.options)
-    activated = _sort(passed, settings, Kept(Notifier()))
+    activated = _sort(passed, settings, FdStore(Notifier()))
     places = [(url_of(protocol, sock), protocol, place_of(sock)) for protocol, sock in activated]
     if not activated:
         listen = [(protocol, address) for protocol, addresses in settings.listen.items() for address in addresses]
@@ -187,7 +187,7 @@ def _listeners(
     listener_on: MakeListener,
 ) -> Iterator[tuple[str, Listener]]:
     """The listeners, with their protocols.  Raises: ListenError, ConfigError."""
-    kept = Kept(notifier)
+    kept = FdStore(notifier)
     activated = _sort(passed, settings, kept)
     if activated:
         for protocol, sock in activated:
@@ -237,7 +237,9 @@ def _control(
     return front
 
 
-def _sort(passed: list[tuple[str, socket.socket]], settings: Settings, kept: Kept) -> list[tuple[str, socket.socket]]:
+def _sort(
+    passed: list[tuple[str, socket.socket]], settings: Settings, kept: FdStore
+) -> list[tuple[str, socket.socket]]:
     """Sockets of socket units, by protocol; those of our own that the manager kept over a restart go to `kept`."""
     activated: list[tuple[str, socket.socket]] = []
     for name, sock in passed:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from hexz.config import parse_arguments
 from hexz.daemon.advice import advised
 from hexz.daemon.detach import Readiness, Report, detach, fill_standard_descriptors
-from hexz.daemon.inquiry import ask
+from hexz.daemon.status_and_stop import ask
 from hexz.daemon.systemd import Notifier
 from hexz.daemon.unit_files import hidden_from_services, unit_file
 from hexz.errors import HexzError, UsageError

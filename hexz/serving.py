@@ -9,11 +9,11 @@ from hexz import __version__
 from hexz.assembly import assemble, describe_listeners, open_catalog
 from hexz.catalog import Catalog
 from hexz.config import Settings
+from hexz.daemon.default_files import take_files, who_listens
 from hexz.daemon.detach import Readiness, Report
 from hexz.daemon.heap import share_heap
 from hexz.daemon.logs import set_up_logging
 from hexz.daemon.pidfile import PidFile
-from hexz.daemon.places import take_places, who_listens
 from hexz.daemon.running import Running
 from hexz.daemon.systemd import Notifier, take_passed_sockets
 from hexz.errors import ListenError
@@ -51,7 +51,7 @@ def serve(settings: Settings, readiness: Readiness, notifier: Notifier) -> int:
         notes: list[str] = []
         logs: list[str] = []
         if readiness.detached:
-            places = take_places(options.pid_file, options.log_file, _suffix(running))
+            places = take_files(options.pid_file, options.log_file, _suffix(running))
             held, notes, logs = places.pid_files, places.notes, places.logs.names
             running.on_reload("logs", places.logs.reopen)
             set_up_logging(options.log_level, split=True)

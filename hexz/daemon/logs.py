@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Iterator
 
-from hexz.daemon.limited import LimitedHandler
+from hexz.daemon.log_limits import LimitedHandler
 from hexz.logfile import open_log
 from hexz.printable import CONTROLS
 

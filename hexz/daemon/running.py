@@ -13,7 +13,7 @@ from typing import Any
 
 from hexz.catalog import Catalog, Source
 from hexz.daemon.lifecycle import Lifecycle
-from hexz.daemon.limited import say_left_out
+from hexz.daemon.log_limits import say_left_out
 from hexz.daemon.systemd import Notifier
 from hexz.errors import HexzError
 from hexz.metrics.summary import summary_lines

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from hexz.daemon import limited
-from hexz.daemon.limited import LINES, LimitedHandler
+from hexz.daemon import log_limits
+from hexz.daemon.log_limits import LINES, LimitedHandler
 from hexz.protocol.nbd import constants as c
 from hexz.servers.nbd.outbox import MAX_BATCH
 from hexz.snapshot import new_context, open_snapshot
@@ -96,7 +96,7 @@ def test_where_files_lie_is_for_the_log_alone(tmp_path: Path, offset: int, lengt
 
 def test_a_kind_is_heard_again_when_its_period_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
-    monkeypatch.setattr(limited.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(log_limits.time, "monotonic", lambda: now[0])
     written = io.StringIO()
     handler = LimitedHandler(written)
 
@@ -111,13 +111,13 @@ def test_a_kind_is_heard_again_when_its_period_is_over(monkeypatch: pytest.Monke
     handler.say_left_out()
     lines = written.getvalue().splitlines()
     assert lines == [*(f"read {number} failed" for number in range(LINES)), "another kind"]
-    now[0] += limited.PERIOD_S
+    now[0] += log_limits.PERIOD_S
     handler.say_left_out()  # also when nothing more comes
     last = f"read {LINES + 4} failed"
     assert written.getvalue().splitlines()[-1] == f"... 5 more like this in the last 60 s, the last of them: {last}"
     for number in range(LINES + 1):
         say("read %d failed", number)
-    now[0] += limited.PERIOD_S
+    now[0] += log_limits.PERIOD_S
     say("read %s failed", "another")  # another template
     say("read %d failed", 7)
     assert written.getvalue().splitlines()[-2:] == [
@@ -130,6 +130,6 @@ def test_a_kind_is_heard_again_when_its_period_is_over(monkeypatch: pytest.Monke
         say("an operator's doing: %d", number, each=True)
     assert len(written.getvalue().splitlines()) == LINES * 4
     written.truncate(0)
-    for number in range(limited.MAX_KINDS * 2):
+    for number in range(log_limits.MAX_KINDS * 2):
         say(f"never twice the same: {number}")
-    assert len(written.getvalue().splitlines()) <= limited.MAX_KINDS + LINES
+    assert len(written.getvalue().splitlines()) <= log_limits.MAX_KINDS + LINES

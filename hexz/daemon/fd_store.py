@@ -14,12 +14,12 @@ import stat
 from hexz.daemon.systemd import Notifier
 from hexz.servers.addresses import Address, UnixAddress
 
-__all__ = ["Kept"]
+__all__ = ["FdStore"]
 
 _NAME = re.compile(r"[a-z0-9]+-[0-9]+(-[0-9]+)?")
 
 
-class Kept:
+class FdStore:
     """What came back from the manager, and what it is to keep from now on."""
 
     def __init__(self, notifier: Notifier) -> None:

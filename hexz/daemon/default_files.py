@@ -11,12 +11,12 @@ from hexz.daemon.logs import LogFiles, candidate_folders
 from hexz.daemon.pidfile import AlreadyRunning, PidFile, facts_of, running_pid
 from hexz.errors import ConfigError, SystemFailure, UsageError
 
-__all__ = ["Places", "default_pid_file", "take_places", "who_listens"]
+__all__ = ["TakenFiles", "default_pid_file", "take_files", "who_listens"]
 
 STEM = "hexz-serve"
 
 
-class Places(NamedTuple):
+class TakenFiles(NamedTuple):
     """What was taken: pid files locked, output redirected; `notes` are lines for the user."""
 
     pid_files: list[PidFile]
@@ -24,7 +24,7 @@ class Places(NamedTuple):
     notes: list[str]
 
 
-def take_places(pid_file: str | None, log_file: str | None, suffix: str) -> Places:
+def take_files(pid_file: str | None, log_file: str | None, suffix: str) -> TakenFiles:
     """Take the pid file and open the logs.
 
     Without a `pid_file` or a `log_file` the names are ``hexz-serve.*`` in the first folder
@@ -45,7 +45,7 @@ def take_places(pid_file: str | None, log_file: str | None, suffix: str) -> Plac
         notes.append(f"pid file {' and '.join(file.path for file in held)}")
     else:
         notes.append(f"no folder for a pid file: --stop cannot find this daemon, pid {os.getpid()}")
-    return Places(held, logs, notes)
+    return TakenFiles(held, logs, notes)
 
 
 def _open_logs(log_file: str | None, stem: str | None, notes: list[str]) -> LogFiles:
