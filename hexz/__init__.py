@@ -1,4 +1,55 @@
-"""hexz-serve: open compressed ``.hxz`` snapshots and serve them, read-only and unchanged."""
+"""hexz-serve: open compressed ``.hxz`` snapshots and serve them, read-only and unchanged.
+
+The rooms of this house, from the ground up; a module imports from its own floor and from those below
+(`tests/test_house.py` has the floors)::
+
+    metrics/    what is counted, and the forms in which it is shown; knows nobody else
+    format/     the bytes of a file: header, index, codec, writer; no I/O
+    cache/      decompressed blocks in bounded memory, and the threads that fill it
+    snapshot/   one open snapshot and its parents: the lock-free reader
+    protocol/   the bytes of HTTP, NBD, S3, Nydus: bytes in, values out; no sockets, no files
+    images/     what the images API reads and writes
+    control/    mounts, blobs and figures of the control API
+    servers/    sockets and threads; one handler a protocol over the catalog
+    tools/      the commands of ``hexz``, a module each
+    daemon/     being a daemon: detaching, pid file, logs, signals, systemd
+
+Between them stand single modules: `hexz/storage.py` and `hexz/sealed.py` (where bytes come from), `hexz/catalog.py`
+(names to open snapshots), `hexz/exposure.py` (who may read and write), `hexz/config.py` and `hexz/options.py` (what
+was asked for), `hexz/assembly.py` (what it becomes).
+
+How to add a protocol:
+
+1. What its bytes mean, as a folder of `hexz/protocol/`, tested without sockets.
+2. A room in `hexz/servers/`: a handler, and a listener on `hexz/servers/base.py`, as in `hexz/servers/nbd/server.py`.
+3. Its name and port in ``DEFAULT_PORTS`` of `hexz/config.py`, in ``PROTOCOLS`` and ``LOCKS`` of `hexz/exposure.py`.
+4. Its listener in ``_served`` of `hexz/assembly.py`; its operations in the words of `hexz/metrics/words.py`.
+5. Its rows in the tables of `README.md` and `systemd/man/hexz-serve-security.7`; tests with its real clients.
+
+How to add a layout of the file format:
+
+1. What tells it from the others, in ``header_candidates`` of `hexz/format/header.py`.
+2. Its entries and pages, checked before anything is sized by them, in `hexz/format/index.py`.
+3. Its name in ``_layout`` of `hexz/snapshot/opening.py`; a new codec in `hexz/format/codec.py`.
+4. Files of its writer and what is in them to `tests/corpus/vectors.json`: they are read over every protocol.
+5. A row in `README.md`; `hexz/format/writer.py` goes on writing what the oldest supported reader opens.
+
+How to add an option:
+
+1. Its line, with a bound for every number, in `hexz/config.py`; what contradicts it, in ``parse_arguments`` there.
+2. Its field in `hexz/options.py`; of ``hexz``, all of it in `hexz/tools/main.py`.
+3. Its meaning from there on in `hexz/assembly.py`, handed down as a value: nobody below knows options.
+4. Its item in `systemd/man/hexz-serve.8` (`systemd/man/hexz.1`), and a line in `CHANGELOG.md`.
+5. A test of what it does, and one of what is said when it is given wrongly.
+
+How to add an error:
+
+1. A class in `hexz/errors.py`, if no other means the same to a user: its facts, and one line that says what to do.
+2. Its exit status, HTTP status and NBD errno there too: handlers read those and never guess.
+3. Over S3 its status becomes a code, in `hexz/servers/s3/answers.py`; a new code goes to `hexz/protocol/s3/errors.py`.
+4. Where it is advice about the system's unit, that in `hexz/daemon/advice.py`.
+5. A test that makes it happen for real, and reads the line; a new status in `systemd/man/hexz-serve.8`.
+"""
 
 __version__ = "0.2.0"
 PROJECT = "hexz-serve"

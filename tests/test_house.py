@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import hexz
 from hexz import __version__
 from tests.peers import ROOT, run
 
@@ -128,3 +129,21 @@ def test_the_newest_changes_are_those_of_this_version() -> None:
     assert [title for title, _ in titles[-2:]] == ["0.1.0", "Compatibility"]
     for _, date in titles[1:-1]:
         assert re.fullmatch(r"\d{4}-\d\d-\d\d", date)
+
+
+def test_the_map_of_the_house_is_true() -> None:
+    text = hexz.__doc__ or ""
+    named = re.findall(r"`([\w./-]+/[\w./-]*|[\w-]+\.md)`", text)
+    assert len(named) > 20 and not [path for path in named if not (ROOT / path).exists()]
+    rooms = re.findall(r"^    (\w+)/  ", text, re.MULTILINE)
+    assert set(rooms) == {path.parent.name for path in (ROOT / "hexz").glob("*/__init__.py")}
+    floors = [floor_of(f"hexz.{room}") for room in rooms]
+    assert floors == sorted(floors), "from the ground up"
+    known = {
+        node.name for _, path, _ in modules() for node in ast.walk(ast.parse(path.read_text())) if named_node(node)
+    }
+    assert {"parse_arguments", "header_candidates", "_layout", "_served"} <= known & set(re.findall(r"``(\w+)``", text))
+
+
+def named_node(node: ast.AST) -> bool:
+    return isinstance(node, (ast.FunctionDef, ast.ClassDef))
