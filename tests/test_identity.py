@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from hexz.errors import StorageError
-from hexz.images.journal import Head
-from hexz.images.store import OverlayStore
+from hexz.images.overlay.journal import Head
+from hexz.images.overlay.store import OverlayStore
 from hexz.snapshot import Snapshot, new_context, open_snapshot
 from hexz.snapshot.identity import MOST_PAGES, SAMPLED_PAGES
 from hexz.storage import LocalFile

@@ -13,7 +13,7 @@ from collections.abc import Generator, Iterator, Sequence
 from hexz.errors import NoSuchSnapshot, StorageError
 from hexz.images.backend import Abilities, Backend, BackendError, ImageExtent, Replacement, Session
 from hexz.images.buffers import transfer_buffer
-from hexz.images.places import Folder, Place
+from hexz.images.folder import FileLocation, Folder
 
 __all__ = ["FileBackend"]
 
@@ -38,8 +38,8 @@ class FileFull(BackendError):
 class FileBackend(Backend):
     """The raw image at `path`, which a whole PUT of up to `quota` bytes (0 = any) may replace unless `read_only`."""
 
-    def __init__(self, path: str | Place, read_only: bool = False, quota: int = 0) -> None:
-        self._place = Place.of(path) if isinstance(path, str) else path
+    def __init__(self, path: str | FileLocation, read_only: bool = False, quota: int = 0) -> None:
+        self._place = FileLocation.of(path) if isinstance(path, str) else path
         self._read_only = read_only
         self._quota = quota
 
@@ -65,7 +65,7 @@ class FileBackend(Backend):
 class FileSession(Session):
     """An open raw file, and the folder that it is in."""
 
-    def __init__(self, place: Place, folder: Folder, file: int, read_only: bool, quota: int) -> None:
+    def __init__(self, place: FileLocation, folder: Folder, file: int, read_only: bool, quota: int) -> None:
         status = os.fstat(file)
         if os.pread(file, 4, 0) == QCOW2_MAGIC:
             raise NotRaw(place.path, "a qcow2 image: export it with qemu-nbd and register backend nbd instead")
@@ -141,7 +141,7 @@ class FileSession(Session):
 class _Aside(Replacement):
     """A file beside the image that takes its name in the end; the folder stays open meanwhile."""
 
-    def __init__(self, place: Place, folder: Folder) -> None:
+    def __init__(self, place: FileLocation, folder: Folder) -> None:
         self._path = place.path
         self._name = place.name
         self._folder = folder

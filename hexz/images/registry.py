@@ -23,11 +23,11 @@ from hexz.catalog import Catalog, Lease, check_name
 from hexz.errors import ConfigError, HandedOver, HexzError, NoSuchSnapshot, UsageError
 from hexz.images.backend import Backend
 from hexz.images.file import FileBackend
+from hexz.images.folder import FileLocation
 from hexz.images.hexz import HexzBackend, OpenStream
-from hexz.images.nbd import NbdBackend
-from hexz.images.nbd_wire import NbdAddress
-from hexz.images.overlay import OverlayBackend
-from hexz.images.places import Place
+from hexz.images.nbd.backend import NbdBackend
+from hexz.images.nbd.wire import NbdAddress
+from hexz.images.overlay.backend import OverlayBackend
 from hexz.protocol.images import (
     MAX_REGISTRATION,
     Registration,
@@ -299,7 +299,7 @@ class Registry:
             return HexzBackend(open_stream)
         return OverlayBackend(self._allowed_place(found.file), open_stream, found.quota, found.read_only)
 
-    def _allowed_place(self, path: str) -> Place:
+    def _allowed_place(self, path: str) -> FileLocation:
         """Where the file is inside an allowed directory.  Each session goes there anew, and then follows no link.
 
         Raises: ConfigError.
@@ -307,7 +307,7 @@ class Registry:
         real = os.path.realpath(path)
         for folder in self._allowed:
             if real != folder and os.path.commonpath((real, folder)) == folder:
-                return Place.below(folder, real)
+                return FileLocation.below(folder, real)
         raise ConfigError(f"file {path!r} is in none of the allowed directories (--images-allow)")
 
     def _expire(self, image_id: str, entry: _Entry) -> _Entry:

@@ -10,11 +10,11 @@ from hexz.errors import SnapshotNotFound, SystemFailure, UsageError
 from hexz.format.codec import Encoder, crc32
 from hexz.format.header import Compression, HeaderError
 from hexz.format.writer import SnapshotWriter
-from hexz.images.journal import Head
-from hexz.images.overlay_files import OverlayFiles
-from hexz.images.places import Place
-from hexz.images.recovery import JOURNAL_SUFFIX, read_head
-from hexz.images.store import OverlayStore
+from hexz.images.folder import FileLocation
+from hexz.images.overlay.files import OverlayFiles
+from hexz.images.overlay.journal import Head
+from hexz.images.overlay.recovery import JOURNAL_SUFFIX, read_head
+from hexz.images.overlay.store import OverlayStore
 from hexz.sealed import NO_POLICY, SealPolicy
 from hexz.snapshot import Snapshot, Stream, new_context, open_snapshot
 from hexz.tools.output import check_output
@@ -82,7 +82,7 @@ def commit(
 def _head_of(overlay: str) -> Head:
     """What the overlay lies over.  Raises: OverlayError, SnapshotNotFound, SystemFailure."""
     try:
-        files = OverlayFiles(Place.of(overlay), read_only=True)
+        files = OverlayFiles(FileLocation.of(overlay), read_only=True)
         try:
             if files.data < 0:
                 raise FileNotFoundError

@@ -24,12 +24,12 @@ from typing import NamedTuple
 
 from hexz.catalog import Catalog
 from hexz.errors import HexzError
-from hexz.images import store as store_module
 from hexz.images.backend import Session
-from hexz.images.journal import Head
-from hexz.images.overlay import OverlayBackend
-from hexz.images.store import OverlayStore
-from hexz.images.writing import copy_body
+from hexz.images.overlay import store as store_module
+from hexz.images.overlay.backend import OverlayBackend
+from hexz.images.overlay.journal import Head
+from hexz.images.overlay.store import OverlayStore
+from hexz.images.upload import copy_body
 from hexz.snapshot import new_context
 from hexz.tools.pack import pack
 from tests.images.faults import Faults

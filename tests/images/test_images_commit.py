@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from hexz.images.journal import Head
-from hexz.images.recovery import JOURNAL_SUFFIX
-from hexz.images.store import OverlayStore
+from hexz.images.overlay.journal import Head
+from hexz.images.overlay.recovery import JOURNAL_SUFFIX
+from hexz.images.overlay.store import OverlayStore
 from hexz.snapshot import new_context, open_snapshot
 from hexz.tools.pack import pack
 from tests import samples

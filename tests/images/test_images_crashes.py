@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hexz.images.backend import Session
-from hexz.images.writing import copy_body
+from hexz.images.upload import copy_body
 from tests.images.crash_writer import every_call, random_kills
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from hexz.errors import BadRequest
 from hexz.images.backend import Session
 from hexz.images.hexz import HexzSession
-from hexz.images.writing import copy_body, replace_all
+from hexz.images.upload import copy_body, replace_all
 from hexz.metrics.words import READ
 from hexz.protocol.http.conditions import Validators
 from hexz.protocol.http.head import RequestError

@@ -1,7 +1,7 @@
 """Which blocks of an overlay are written, and where: an interval map from blocks to slots.
 
 Memory grows with the number of runs, not with the size of the image: a zeroed
-terabyte is one run.  Not thread-safe; `hexz.images.store` guards it.
+terabyte is one run.  Not thread-safe; `hexz.images.overlay.store` guards it.
 """
 
 from __future__ import annotations

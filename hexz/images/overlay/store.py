@@ -2,7 +2,7 @@
 
 The data file has slots of one block each; a block that is written always goes to
 a slot that nothing on the disk refers to, so that what was there before stays
-whole.  The journal (`hexz.images.journal`) says which block is in which slot.
+whole.  The journal (`hexz.images.overlay.journal`) says which block is in which slot.
 Slots that were overwritten become free only when a flush has put the newer state
 on the disk.  Opening replays the journal and writes nothing; before the first
 write it is written anew, short.
@@ -24,11 +24,11 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 
 from hexz.images.backend import BackendDown, ImageError, NotAble
-from hexz.images.blockmap import ZERO_SLOT, BlockMap, Run, SlotRun, Slots
-from hexz.images.journal import Head
-from hexz.images.overlay_files import JournalFile, OverlayFiles, OverlayInUse, pwrite_all
-from hexz.images.places import Place
-from hexz.images.recovery import (
+from hexz.images.folder import FileLocation
+from hexz.images.overlay.blockmap import ZERO_SLOT, BlockMap, Run, SlotRun, Slots
+from hexz.images.overlay.files import JournalFile, OverlayFiles, OverlayInUse, pwrite_all
+from hexz.images.overlay.journal import Head
+from hexz.images.overlay.recovery import (
     JOURNAL_SUFFIX,
     MAX_RUNS,
     OverlayError,
@@ -66,7 +66,7 @@ class OverlayStore:
 
     def __init__(
         self,
-        path: str | Place,
+        path: str | FileLocation,
         head: Head,
         read_base: ReadBase,
         quota: int = 0,
@@ -78,7 +78,7 @@ class OverlayStore:
         `former_etag` is another name of the bytes below, by which an overlay may know them.
         Raises: OverlayError when it lies over other bytes than `head` says, or another process has it; OSError.
         """
-        place = Place.of(path) if isinstance(path, str) else path
+        place = FileLocation.of(path) if isinstance(path, str) else path
         self.path = place.path
         self.quota = quota
         self._read_only = read_only

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 from hexz.errors import BadRequest
 from hexz.images.backend import Abilities, Backend, BackendDown, ImageExtent, Session
-from hexz.images.nbd_client import NbdConnection, NbdFault, joined
-from hexz.images.nbd_wire import NbdAddress, place
+from hexz.images.nbd.client import NbdConnection, NbdFault, joined
+from hexz.images.nbd.wire import NbdAddress, place
 from hexz.protocol.nbd.constants import CAN_MULTI_CONN, STATE_HOLE, STATE_ZERO
 
 __all__ = ["NbdBackend"]

@@ -28,7 +28,7 @@ import zlib
 from typing import Any, NamedTuple
 
 from hexz.errors import JsonError
-from hexz.images.blockmap import Run
+from hexz.images.overlay.blockmap import Run
 from hexz.jsontext import load_json
 
 __all__ = ["HEAD_SIZE", "RECORD_SIZE", "Head", "JournalError", "Record", "build_head", "parse_head", "parse_records"]

@@ -8,11 +8,11 @@ import fcntl
 import os
 import struct
 
-from hexz.images.blockmap import BlockMap, Run
-from hexz.images.journal import HEAD_SIZE, RECORD_SIZE, Head, JournalError, build_head, build_mark, build_record
-from hexz.images.journal import record_seed as seed_of
-from hexz.images.places import Folder, Place
-from hexz.images.recovery import JOURNAL_SUFFIX, OverlayError
+from hexz.images.folder import FileLocation, Folder
+from hexz.images.overlay.blockmap import BlockMap, Run
+from hexz.images.overlay.journal import HEAD_SIZE, RECORD_SIZE, Head, JournalError, build_head, build_mark, build_record
+from hexz.images.overlay.journal import record_seed as seed_of
+from hexz.images.overlay.recovery import JOURNAL_SUFFIX, OverlayError
 
 __all__ = ["JournalFile", "OverlayFiles", "OverlayInUse", "pwrite_all"]
 
@@ -35,7 +35,7 @@ class OverlayFiles:
     still reads has instead a lock of its open file (``F_OFD_SETLK``), which tells the next writer to use no slot again.
     """
 
-    def __init__(self, place: Place, read_only: bool) -> None:
+    def __init__(self, place: FileLocation, read_only: bool) -> None:
         """Open the data file, or make it if it may be written.
 
         Raises: OverlayInUse, OverlayError, OSError.

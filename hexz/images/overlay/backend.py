@@ -8,10 +8,10 @@ from collections.abc import Generator, Iterator, Sequence
 
 from hexz.errors import HandedOver
 from hexz.images.backend import Abilities, Backend, BackendDown, ImageExtent, Session
+from hexz.images.folder import FileLocation
 from hexz.images.hexz import OpenStream, zero_extents
-from hexz.images.journal import Head
-from hexz.images.places import Place
-from hexz.images.store import OverlayInUse, OverlayStore
+from hexz.images.overlay.journal import Head
+from hexz.images.overlay.store import OverlayInUse, OverlayStore
 from hexz.snapshot import Stream
 
 __all__ = ["BLOCK_SIZE", "OverlayBackend"]
@@ -30,8 +30,10 @@ class OverlayBackend(Backend):
     The lease of the snapshot is kept until the last session has ended after `close`: what lies below must not go away.
     """
 
-    def __init__(self, path: str | Place, open_stream: OpenStream, quota: int = 0, read_only: bool = False) -> None:
-        self._place = Place.of(path) if isinstance(path, str) else path
+    def __init__(
+        self, path: str | FileLocation, open_stream: OpenStream, quota: int = 0, read_only: bool = False
+    ) -> None:
+        self._place = FileLocation.of(path) if isinstance(path, str) else path
         self._open_stream = open_stream
         self._quota = quota
         self._read_only = read_only

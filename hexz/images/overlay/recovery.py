@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from hexz.images.backend import ImageError
-from hexz.images.blockmap import ZERO_SLOT, BlockMap, Run
-from hexz.images.journal import (
+from hexz.images.overlay.blockmap import ZERO_SLOT, BlockMap, Run
+from hexz.images.overlay.journal import (
     HEAD_SIZE,
     RECORD_SIZE,
     Head,

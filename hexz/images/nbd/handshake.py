@@ -9,7 +9,7 @@ import struct
 from typing import NamedTuple
 
 from hexz.images.backend import BackendError
-from hexz.images.nbd_wire import Wire
+from hexz.images.nbd.wire import Wire
 from hexz.protocol.nbd import constants as nbd
 
 __all__ = ["ALLOCATION", "DIRTY", "LARGEST_SMALLEST", "Export", "negotiate"]

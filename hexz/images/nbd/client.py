@@ -13,8 +13,8 @@ from typing import NamedTuple, NoReturn
 
 from hexz.images.backend import BackendError
 from hexz.images.buffers import POOL
-from hexz.images.nbd_handshake import ALLOCATION, DIRTY, LARGEST_SMALLEST, negotiate
-from hexz.images.nbd_wire import NbdAddress, Wire
+from hexz.images.nbd.handshake import ALLOCATION, DIRTY, LARGEST_SMALLEST, negotiate
+from hexz.images.nbd.wire import NbdAddress, Wire
 from hexz.protocol.nbd import constants as nbd
 from hexz.protocol.nbd.replies import REQUEST, SIMPLE_REPLY
 

@@ -8,7 +8,7 @@ import os
 import stat
 from typing import NamedTuple
 
-__all__ = ["Folder", "Place", "not_regular"]
+__all__ = ["Folder", "FileLocation", "not_regular"]
 
 OPEN = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 """With every file: a link is refused, and a FIFO keeps nobody waiting."""
@@ -16,7 +16,7 @@ CANNOT_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EROFS)
 """What file systems answer whose folders cannot be synced; their renames are ordered by themselves."""
 
 
-class Place(NamedTuple):
+class FileLocation(NamedTuple):
     """The file `name` in the folder that `steps` lead to from the folder `root`."""
 
     root: str
@@ -24,13 +24,13 @@ class Place(NamedTuple):
     name: str
 
     @classmethod
-    def of(cls, path: str) -> Place:
+    def of(cls, path: str) -> FileLocation:
         """The place of a file whose folder is trusted."""
         folder, name = os.path.split(os.path.abspath(path))
         return cls(folder, (), name)
 
     @classmethod
-    def below(cls, root: str, path: str) -> Place:
+    def below(cls, root: str, path: str) -> FileLocation:
         """The place of `path`, each step of which from `root` on must not be a link.  Both are real paths."""
         *steps, name = os.path.relpath(path, root).split(os.sep)
         return cls(root, tuple(steps), name)
@@ -44,7 +44,7 @@ class Place(NamedTuple):
 class Folder:
     """The folder of a place, opened.  Close it."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: FileLocation) -> None:
         """Open it.  Raises: OSError, also when a step is a link."""
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
         self._fd = os.open(place.root, flags)

@@ -1,0 +1,1 @@
+"""Images behind an NBD server: our NBD client, and a pool of its connections."""
