@@ -19,7 +19,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test lint peers venv bench check-load check-kernel check-s3 check-newcomer check-seal check-overlays check-upgrades check-restarts clean install uninstall
+.PHONY: help run test lint peers venv bench check-load check-kernel check-s3 check-newcomer check-seal check-overlays check-upgrades check-restarts check-corpus clean install uninstall
 
 help: ## show this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -78,6 +78,10 @@ check-upgrades: $(VENV)/.test ## 60 live upgrades under readers and a writer (90
 
 check-restarts: $(VENV)/.test ## stop and start 100 times under clients on kept connections (2 min)
 	@$(BIN)/python -m tests.daemon.restarts
+
+check-corpus: $(VENV)/.test ## whether every protocol answers byte for byte as at a commit: BASE=commit (2 min)
+	@[ -n "$(BASE)" ] || { echo "make: with which commit? make check-corpus BASE=commit" >&2; exit 1; }
+	@$(BIN)/python -m tests.corpus check $(BASE)
 
 check-load: $(VENV)/.test ## 2,250 HTTP connections at once, good and bad: what the good ones wait, and the memory (80 s)
 	@$(BIN)/python -m tests.http.load
