@@ -30,7 +30,7 @@ class Summons:
 
     def __init__(self) -> None:
         self._read, self._write = os.pipe()
-        self._rung = False  # set once
+        self.rung = False  # somebody calls; set once
         self.called = False  # by a successor; set once
 
     def fileno(self) -> int:
@@ -44,13 +44,13 @@ class Summons:
 
     def ring(self) -> None:
         """Have everybody who waits look round."""
-        if not self._rung:
-            self._rung = True
+        if not self.rung:
+            self.rung = True
             os.write(self._write, b"\0")
 
     def close(self) -> None:
         """Free the descriptors; no connection may be left."""
-        self._rung = True
+        self.rung = True
         os.close(self._read)
         os.close(self._write)
 
@@ -75,8 +75,8 @@ class Connection:
         self.adopted: dict[str, Any] | None = None  # what another process that gave it up said of it, if one did
         self.received = b""  # by that process, of the next request
         self.spare = False  # there was no place for it: it gets one answer, soon
-        self._ending = False  # set once
-        self._ending_since = 0.0
+        self.leaving = False  # this one is to end, whatever the others do; set once
+        self._leaving_since = 0.0
         self.idle_since: float | None = None  # while nothing is due and it waits for the peer, monotonic seconds
         self.silence: Callable[[], float] | None = None  # while a crowd serves it: seconds since something came
         self.client = client_of(peer)
@@ -84,19 +84,14 @@ class Connection:
     @property
     def draining(self) -> bool:
         """The daemon is stopping, or what is read here was taken away: finish what runs, take nothing new."""
-        return self._ending or self.listener.draining
-
-    @property
-    def leaving(self) -> bool:
-        """This one connection is to end, whatever the others do."""
-        return self._ending
+        return self.leaving or self.listener.draining
 
     def last_call(self, patience_s: float) -> float:
         """Of a connection that drains: for how many seconds more a request may come that was on its way already.
 
         That is `patience_s` after the drain began, and longer where the peer has only just come.
         """
-        since = self._ending_since if self._ending else self.listener.draining_since
+        since = self._leaving_since if self.leaving else self.listener.draining_since
         until = since + patience_s
         if not self.spoken:
             until = max(until, self.since + FIRST_WORD_S)
@@ -109,14 +104,14 @@ class Connection:
 
     def end_after_answer(self) -> None:
         """See that this one connection ends after its next request, if one comes soon.  From its own thread."""
-        self._ending_since = time.monotonic()
-        self._ending = True
+        self._leaving_since = time.monotonic()
+        self.leaving = True
 
     @property
     def summoned(self) -> bool:
         """A successor waits: stop between two requests and `give` the connection."""
         summons = self.listener.summons
-        return summons is not None and summons.called and not self._ending
+        return summons is not None and summons.called and not self.leaving
 
     def await_input(self, seconds: float | None) -> bool:
         """Wait for data, the end of the stream or the summons; False when none of them came in time.

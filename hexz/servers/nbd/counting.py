@@ -5,7 +5,7 @@ from __future__ import annotations
 from time import perf_counter
 
 from hexz.errors import HexzError
-from hexz.metrics.counters import FAST_S, SnapshotMetrics
+from hexz.metrics.counters import SnapshotMetrics
 from hexz.metrics.waiting import waited
 from hexz.metrics.words import ABORTED, CLOSE, EXTENTS, FAILED, OK, OPEN, OTHER, PREFETCH, READ, REFUSED
 from hexz.protocol.nbd import constants as c
@@ -20,9 +20,8 @@ _OPS = {c.CMD_READ: READ, c.CMD_CACHE: PREFETCH, c.CMD_BLOCK_STATUS: EXTENTS}
 class Counting:
     """The figures of one client; used by the thread that serves it.
 
-    Reads that the transmission loop answers from the cache cost it a comparison each: nearly all
-    of a client's have the same length.  It puts lengths other than `usual` into `odd`, and the
-    outbox says with `sent` how many such reads went out.
+    Reads from the cache are counted in a `cell`, by the loop that answers them where nothing is odd: nearly all of a
+    client's have the same length.  It puts others into `odd`, and says with `sent` how many such reads went out.
     """
 
     def __init__(self, metrics: SnapshotMetrics, stream: Stream, peer: str) -> None:
@@ -30,9 +29,8 @@ class Counting:
         self._stream = stream.name
         self._peer = peer
         self._all = stream.snapshot.context.metrics
-        self._cell = metrics.meter(PROTOCOL, READ, stream.name).cell()
+        self.cell = metrics.meter(PROTOCOL, READ, stream.name).cell()
         self._flights: set[int] = set()
-        self.usual = 0
         self.odd: list[int] = []
         self.began = perf_counter()
         """When something was received last (``perf_counter``)."""
@@ -41,19 +39,14 @@ class Counting:
         metrics.meter(PROTOCOL, OPEN, stream.name).add(OK, 0, 0.0)
 
     def sent(self, count: int) -> None:
-        """`count` reads, at least one, were answered from the cache; `usual` may be another one now."""
+        """`count` reads, at least one, were answered from the cache; the cell's usual length may be another one now."""
         seconds = perf_counter() - self.began
-        cell, odd = self._cell, self.odd
-        if seconds <= FAST_S and not odd:
-            cell.fast += count
-            cell.fast_seconds += seconds * count
-            return
+        cell, odd = self.cell, self.odd
         if count > len(odd):
-            cell.add(self.usual, seconds, count - len(odd))
+            cell.add(cell.usual, seconds, count - len(odd))
         for length in odd:
             cell.add(length, seconds)
         odd.clear()
-        self.usual = cell.usual
 
     def lost(self, count: int, error: OSError) -> None:
         """`count` reads from the cache that the client, or a block that is gone and damaged, left without an answer."""
@@ -99,7 +92,7 @@ class Counting:
 
     def close(self) -> None:
         """The client has gone."""
-        self._cell.close()
+        self.cell.close()
         for flight in self._flights:
             self._all.flights.end(flight)
         self._metrics.meter(PROTOCOL, CLOSE, self._stream).add(OK, 0, 0.0)

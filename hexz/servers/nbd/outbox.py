@@ -15,7 +15,7 @@ import socket
 import ssl
 import struct
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Union
 
 from hexz.errors import BlockError, HexzError
@@ -26,7 +26,7 @@ from hexz.servers.nbd.counting import Counting
 from hexz.servers.sending import PeerStalled
 from hexz.snapshot import ZEROS, Stream
 
-__all__ = ["MAX_BUFFERS", "Export", "Outbox"]
+__all__ = ["MAX_BUFFERS", "MAX_VIEWS", "ZERO_BYTES", "Export", "Outbox"]
 
 log = logging.getLogger("hexz.nbd")
 
@@ -83,23 +83,17 @@ class Outbox:
         self._chunks = chunks
         self._secure = isinstance(sock, ssl.SSLSocket)
         self.most = MAX_SECURE_BATCH if self._secure else MAX_BATCH
-        # The transmission loop adds cached reads to these three by itself; the lists stay the same objects.
-        self.buffers: list[Buffer] = []
-        self.replies: list[Reply] = []
-        self.pending = 0  # bytes in `buffers`
-        self._own = 0  # of `replies`, those that are not the loop's
-        self._late: list[Reply] = []  # what `send_now` could not send, but for its first `_late_sent` bytes
-        self._late_sent = 0
-        self._late_cached = 0  # how many of them are the loop's
+        self._buffers: list[Buffer] = []
+        self._replies: list[Reply] = []
+        self._pending = 0  # bytes in `_buffers`
 
     def put_bytes(self, reply: bytes) -> None:
         """Queue a reply without data of the stream."""
-        if self.pending + len(reply) > self.most or len(self.buffers) >= MAX_BUFFERS:
+        if self._pending + len(reply) > self.most or len(self._buffers) >= MAX_BUFFERS:
             self.flush()
-        self.buffers.append(reply)
-        self.replies.append(reply)
-        self._own += 1
-        self.pending += len(reply)
+        self._buffers.append(reply)
+        self._replies.append(reply)
+        self._pending += len(reply)
 
     def put_error(self, cookie: int, offset: int, error: int, message: str) -> None:
         """Queue the refusal of the request with this cookie and offset."""
@@ -119,7 +113,7 @@ class Outbox:
     def put_read(self, read: Read) -> None:
         """Queue the reply to a read, decompressing here what is missing; a long one is sent at once."""
         cookie, offset, length, _ = read
-        if length > self.most or self.pending + length > self.most or len(self.buffers) >= MAX_BUFFERS:
+        if length > self.most or self._pending + length > self.most or len(self._buffers) >= MAX_BUFFERS:
             self.flush()
         try:
             first = self._piece(read, offset, min(length, self.most))
@@ -131,62 +125,31 @@ class Outbox:
             self.flush()
             self._send_read(read, 0)
             return
-        self.buffers += first
-        self.replies.append(read)
-        self._own += 1
-        self.pending += sum(map(len, first))
+        self._buffers += first
+        self._replies.append(read)
+        self._pending += sum(map(len, first))
 
-    def flush(self) -> bool:
-        """Send what was put together, however long it takes; always True."""
-        if not self.send_now():
-            self.send_late()
-        return True
-
-    def send_now(self) -> bool:
-        """Send what was put together as far as there is room; whether that was all.
-
-        If not, `send_late` has to be next.
-        """
-        if not self.replies:
-            return True
-        pending, self.pending = self.pending, 0
-        cached, self._own = len(self.replies) - self._own, 0
+    def flush(self) -> None:
+        """Send what was put together, however long it takes."""
+        if not self._replies:
+            return
+        replies, self._replies = self._replies, []
+        buffers, self._buffers = self._buffers, []
+        pending, self._pending = self._pending, 0
         if self._secure:
-            joined = b"".join(self.buffers)
-            self.buffers.clear()
-            self.replies.clear()
+            joined = b"".join(buffers)
+            del buffers
             self._sock.sendall(joined)
-            if cached:
-                self._counting.sent(cached)
-            return True
+            return
         try:
-            sent = self._sock.sendmsg(self.buffers, (), socket.MSG_DONTWAIT)
+            sent = self._sock.sendmsg(buffers, (), socket.MSG_DONTWAIT)
         except BlockingIOError:
             sent = 0
-        self.buffers.clear()
-        if sent == pending:
-            if cached:
-                self._counting.sent(cached)
-        else:
-            self._late = self.replies[:]
-            self._late_sent = sent
-            self._late_cached = cached
-        self.replies.clear()
-        return sent == pending
+        del buffers
+        if sent != pending:
+            self.send_rest(replies, sent)
 
-    def send_late(self) -> None:
-        """Send what `send_now` left."""
-        late, self._late = self._late, []
-        cached, self._late_cached = self._late_cached, 0
-        try:
-            self._send_slowly(late, self._late_sent)
-        except OSError as error:
-            self._counting.lost(cached, error)
-            raise
-        if cached:
-            self._counting.sent(cached)
-
-    def _send_slowly(self, replies: Iterable[Reply], skip: int) -> None:
+    def send_rest(self, replies: Sequence[Reply], skip: int) -> None:
         """Send replies one by one, but for their first `skip` bytes, which are out."""
         for reply in replies:
             if not isinstance(reply, bytes):

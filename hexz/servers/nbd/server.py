@@ -10,7 +10,6 @@ from hexz.protocol.nbd.constants import MAX_NAME
 from hexz.protocol.nbd.handshake import ExportFacts, TlsMode
 from hexz.servers.base import Listener
 from hexz.servers.connection import Connection
-from hexz.servers.nbd.crowd import Crowd
 from hexz.servers.nbd.handler import NbdHandler
 from hexz.servers.nbd.misses import MissPool
 from hexz.servers.nbd.outbox import Export
@@ -73,7 +72,6 @@ class NbdSite:
         self.tls_mode = tls_mode
         self.tls = tls
         self.pool = MissPool()
-        self.crowd = Crowd()
 
 
 class NbdServer(Listener):

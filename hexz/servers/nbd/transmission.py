@@ -1,10 +1,8 @@
-"""The transmission loop: one receive takes what has come, one send answers what can be answered.
+"""The transmission phase: one receive takes what has come, one send answers what can be answered.
 
-The connection's thread owns the socket.  It parses every complete request in its
-buffer, answers cached reads at once, several in one ``sendmsg`` with headers and
-cached data interleaved, and hands cold reads to the miss pool; those replies
-follow when their blocks are there, in whatever order.  While others read cached data
-too, the crowd's thread stands in for it.
+The connection's thread owns the socket.  As long as cached reads come, it stays in one loop, `_serve_cached`, which
+answers each receive with one ``sendmsg``, headers and cached data interleaved.  Everything else goes request by
+request: cold reads are handed to the miss pool, and those replies follow when their blocks are there, in any order.
 """
 
 from __future__ import annotations
@@ -15,10 +13,10 @@ import socket
 import ssl
 import struct
 import time
-from collections.abc import Callable
 from time import perf_counter
 
 from hexz.errors import HexzError
+from hexz.metrics.counters import FAST_S
 from hexz.metrics.words import FAILED, OK
 from hexz.protocol.nbd import constants as c
 from hexz.protocol.nbd.handshake import Negotiated
@@ -28,16 +26,16 @@ from hexz.protocol.nbd.replies import (
     REQUEST,
     SIMPLE_REPLY,
     STRUCTURED_DATA,
+    Buffer,
     ChunkedReplies,
     simple_error,
 )
 from hexz.protocol.nbd.rules import Refusal, Request, refusal
 from hexz.servers.connection import SILENT_S, Connection
 from hexz.servers.nbd.counting import Counting
-from hexz.servers.nbd.crowd import LARGEST, Crowd, Streak
 from hexz.servers.nbd.late import receive_late
 from hexz.servers.nbd.misses import Cold, ColdReads, MissPool
-from hexz.servers.nbd.outbox import MAX_BUFFERS, ZERO_BYTES, Export, Outbox
+from hexz.servers.nbd.outbox import MAX_BUFFERS, MAX_VIEWS, ZERO_BYTES, Export, Outbox
 from hexz.servers.nbd.status import describe
 
 __all__ = ["Transmission"]
@@ -65,7 +63,6 @@ class Transmission:
         export: Export,
         negotiated: Negotiated,
         pool: MissPool,
-        crowd: Crowd,
         received: bytes,
     ) -> None:
         """`received` is what came with the handshake's last message."""
@@ -84,10 +81,6 @@ class Transmission:
         self._view = memoryview(self._buffer)
         self._start = 0  # the requests not looked at yet: from here in the buffer
         self._filled = len(received)  # to here
-        self._crowd = crowd
-        self._streak = Streak(crowd)
-        self._missed = False  # the read at `_start` was just looked for in the cache in vain
-        self._ended = False  # written by the crowd's thread while this connection's sleeps
         self._counting = Counting(export.metrics, export.stream, connection.peer)
         self._outbox = Outbox(
             sock, connection.peer, export.stream, self._chunks, self._counting, lambda: connection.leaving
@@ -107,7 +100,7 @@ class Transmission:
     def run(self) -> None:
         """Serve until the client leaves, the daemon stops, or a successor takes over."""
         try:
-            while self._answer_received() and self._stay_in_crowd() and self._receive():
+            while self._answer_received() and self._serve_cached() and self._receive():
                 continue
             self._finish()
         finally:
@@ -181,112 +174,108 @@ class Transmission:
         poll.register(self._sock, select.POLLIN)
         return bool(poll.poll(max(deadline - time.monotonic(), 0) * 1000))
 
-    # The requests in the buffer
+    # Cached reads
+
+    def _serve_cached(self) -> bool:
+        """Receive, answer from the cache, send and count, as long as nothing else comes; False when nobody is there.
+
+        All in one function, because here every call counts: what a wake-up costs is what a cached read costs.  It
+        ends with what it does not deal with in the buffer, or when the connection is to end or to change hands.
+        """
+        if self._secure or self._cold.waiting or self._start != self._filled:
+            return True
+        connection, counting, stream = self._connection, self._counting, self._stream
+        summons = connection.listener.summons
+        receive, send, now = self._sock.recv_into, self._sock.sendmsg, perf_counter
+        view, size, unpack, expected = self._view, self._format.size, self._format.iter_unpack, self._magic
+        chunks, most, end, read_cached = self._chunks, self._outbox.most, stream.size, stream.read_cached
+        pack = (EXTENDED_DATA if self._extended else STRUCTURED_DATA).pack
+        cell, odd, usual = counting.cell, counting.odd, counting.cell.usual
+        self._start = self._filled = 0
+        while not connection.leaving and not (summons is not None and summons.rung):
+            try:
+                filled = receive(view)
+            except BlockingIOError:
+                connection.await_input(None)
+                continue
+            if not filled:
+                return False
+            counting.began = began = now()
+            start = 0
+            while start < filled:
+                buffers: list[Buffer] = []
+                total = count = 0
+                requests = unpack(view[start : filled - (filled - start) % size])
+                for magic, flags, command, cookie, offset, length in requests:
+                    if magic != expected or command or flags or not 0 < length <= most or offset + length > end:
+                        break
+                    if count and (total + length > most or len(buffers) >= MAX_BUFFERS):
+                        break
+                    views = read_cached(offset, length)
+                    if views is None:
+                        break
+                    data = length
+                    if len(views) > 1:
+                        if len(views) > MAX_VIEWS or (chunks is not None and _has_hole(views)):
+                            break
+                    elif chunks is not None and views[0].obj is ZERO_BYTES:
+                        views, data = [], 0
+                    if chunks is None:
+                        head = SIMPLE_REPLY.pack(c.SIMPLE_REPLY_MAGIC, 0, cookie)
+                    elif not data:
+                        head = chunks.hole(cookie, offset, offset, length, True)
+                    elif self._extended:
+                        head = pack(c.EXTENDED_REPLY_MAGIC, 1, c.CHUNK_OFFSET_DATA, cookie, offset, length + 8, offset)
+                    else:
+                        head = pack(c.STRUCTURED_REPLY_MAGIC, 1, c.CHUNK_OFFSET_DATA, cookie, length + 8, offset)
+                    buffers.append(head)
+                    buffers += views
+                    total += len(head) + data
+                    count += 1
+                    if length != usual:
+                        odd.append(length)
+                if not count:
+                    self._start, self._filled = start, filled
+                    return True
+                try:
+                    sent = send(buffers, (), socket.MSG_DONTWAIT)
+                except BlockingIOError:
+                    sent = 0
+                buffers.clear()  # a client that does not read, or has nothing to ask, pins no data
+                views = None
+                stop = start + count * size
+                if sent != total:
+                    self._send_rest([request[3:] for request in unpack(view[start:stop])], sent)
+                start = stop
+                seconds = now() - began
+                if odd or seconds > FAST_S:
+                    counting.sent(count)
+                    usual = cell.usual
+                else:
+                    cell.fast += count
+                    cell.fast_seconds += seconds * count
+        return True
+
+    def _send_rest(self, reads: list[tuple[int, int, int]], sent: int) -> None:
+        """Send the replies to cached reads but for their first `sent` bytes, as fast as the client takes them."""
+        try:
+            self._outbox.send_rest([(*read, False) for read in reads], sent)
+        except OSError as error:
+            self._counting.lost(len(reads), error)
+            raise
+
+    # Everything else
 
     def _answer_received(self) -> bool:
         """Deal with every complete request in the buffer; False when the connection is to end."""
         lone = self._filled - self._start == self._format.size and not self._cold.waiting
-        outbox = self._outbox
-        going_on = plain = True
-        while going_on:
-            self._missed = False
-            self._answer_cached(outbox.most, outbox.flush)
-            if self._filled - self._start < self._format.size:
-                break
-            plain = False
+        going_on = True
+        while going_on and self._filled - self._start >= self._format.size:
             going_on = self._answer_next(lone)
         if not going_on:
             self._start = self._filled  # what follows a farewell, or comes out of step, is nothing
-        if plain and 0 < outbox.pending <= LARGEST and not self._secure:
-            self._streak.turn()
-        else:
-            self._streak.end()
-        outbox.flush()
+        self._outbox.flush()
         return going_on
-
-    # In the crowd
-
-    def _stay_in_crowd(self) -> bool:
-        """Let the crowd serve this connection while it can; False when the client has gone."""
-        if not self._streak.shared or self._cold.waiting or self._start != self._filled:
-            return True
-        self._streak.end()
-        connection, counting = self._connection, self._counting
-        connection.silence = lambda: perf_counter() - counting.began
-        self._crowd.stay(self._sock.fileno(), self._serve_in_crowd, connection.listener.summons)
-        connection.silence = None
-        self._outbox.send_late()
-        return not self._ended and (self._filled - self._start < self._format.size or self._answer_received())
-
-    def _serve_in_crowd(self) -> bool:
-        """In the crowd's thread: answer what has come; False when that is not all there is to do."""
-        try:
-            if not self._receive_into_buffer(socket.MSG_DONTWAIT):
-                self._ended = True
-                return False
-            self._answer_cached(LARGEST, self._outbox.send_now)
-            small = self._outbox.pending <= LARGEST
-            return self._outbox.send_now() and small and self._start == self._filled
-        except BlockingIOError:
-            return True
-        except OSError as error:
-            log.debug("%s: %s", self._connection.peer, error)
-            self._ended = True
-            return False
-        except Exception:
-            log.exception("%s: unexpected trouble in the crowd", self._connection.peer)
-            self._ended = True
-            return False
-
-    def _answer_cached(self, largest: int, send: Callable[[], bool]) -> None:
-        """Queue the replies to cached reads of at most `largest` bytes, up to the first request that is something else.
-
-        `send` is called where a batch is full; it ends here as well when that is False.
-        """
-        if self._connection.draining:
-            return
-        outbox = self._outbox
-        buffers, replies, most = outbox.buffers, outbox.replies, outbox.most
-        read_cached, end = self._stream.read_cached, self._stream.size
-        chunks, extended, magic_wanted = self._chunks, self._extended, self._magic
-        size = self._format.size
-        used = self._start
-        stop = self._filled - (self._filled - used) % size
-        counting = self._counting
-        odd, usual = counting.odd, counting.usual
-        for magic, flags, command, cookie, offset, length in self._format.iter_unpack(self._view[used:stop]):
-            if magic != magic_wanted or command or flags or not 0 < length <= largest or offset + length > end:
-                break
-            if outbox.pending + length > most or len(buffers) >= MAX_BUFFERS:
-                if not send():
-                    break
-                usual = counting.usual
-            views = read_cached(offset, length)
-            if views is None or len(views) != 1:
-                self._missed = views is None
-                break
-            if chunks is None:
-                head = SIMPLE_REPLY.pack(c.SIMPLE_REPLY_MAGIC, 0, cookie)
-            elif views[0].obj is ZERO_BYTES:
-                head = chunks.hole(cookie, offset, offset, length, True)
-                views.clear()
-            elif extended:
-                head = EXTENDED_DATA.pack(
-                    c.EXTENDED_REPLY_MAGIC, 1, c.CHUNK_OFFSET_DATA, cookie, offset, length + 8, offset
-                )
-            else:
-                head = STRUCTURED_DATA.pack(
-                    c.STRUCTURED_REPLY_MAGIC, 1, c.CHUNK_OFFSET_DATA, cookie, length + 8, offset
-                )
-            outbox.pending += len(head) + (length if views else 0)
-            buffers.append(head)
-            buffers += views
-            replies.append((cookie, offset, length, False))
-            if length != usual:
-                odd.append(length)
-            used += size
-            views = None  # a send that waits pins no data
-        self._start = used
 
     def _answer_next(self, lone: bool) -> bool:
         """Deal with the next request, whatever it is; False when the connection is to end."""
@@ -373,8 +362,7 @@ class Transmission:
             return
         flight = counting.departs(request.offset, request.length)
         here = lone and self._stream.block_size <= INLINE_BLOCK
-        cold = self._missed or self._is_cold(request)
-        if here or not cold or not self._hand_over(Cold(*read, counting.began, flight)):
+        if here or not self._is_cold(request) or not self._hand_over(Cold(*read, counting.began, flight)):
             before = counting.mark()
             self._outbox.put_read(read)
             counting.landed(flight)
@@ -419,3 +407,8 @@ class Transmission:
             self._filled += count
             if not count or not self._answer_received():
                 return
+
+
+def _has_hole(views: list[memoryview]) -> bool:
+    """Whether there are zeros among the data, which structured replies tell of in chunks of their own."""
+    return any(view.obj is ZERO_BYTES for view in views)
