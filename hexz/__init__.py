@@ -37,7 +37,7 @@ How to add a layout of the file format:
 How to add an option:
 
 1. Its line, with a bound for every number, in `hexz/config.py`; what contradicts it, in ``parse_arguments`` there.
-2. Its field in `hexz/options.py`; of ``hexz``, all of it in `hexz/tools/main.py`.
+2. Its field in `hexz/options.py`; of ``hexz``, both in `hexz/tools/command_line.py`.
 3. Its meaning from there on in `hexz/assembly.py`, handed down as a value: nobody below knows options.
 4. Its item in `systemd/man/hexz-serve.8` (`systemd/man/hexz.1`), and a line in `CHANGELOG.md`.
 5. A test of what it does, and one of what is said when it is given wrongly.

@@ -1,20 +1,19 @@
-"""Parse the toolbox's command line, run the command, turn trouble into one line and a status."""
+"""Run a command of the toolbox, turn trouble into one line and a status."""
 
 from __future__ import annotations
 
-import argparse
 import io
 import os
 import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from hexz.arguments import Parser, VersionAction, size
 from hexz.errors import HexzError, UsageError
 from hexz.installation import check_packages
 from hexz.printable import printable
 from hexz.sealed import SealPolicy
 from hexz.secrets import read_key, read_password, read_seal_key
+from hexz.tools.command_line import Cat, Command, Commit, Extract, Info, Pack, Reading, Seal, Verify, parse_command
 from hexz.units import format_size
 
 __all__ = ["main"]
@@ -23,78 +22,15 @@ DAMAGED = 1
 """Exit status of ``verify`` when a block is damaged, and of ``extract`` when a file was left out."""
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="hexz", description="Write, inspect and read .hxz snapshots.", allow_abbrev=False)
-    parser.add_argument("--version", action=VersionAction, help="show versions, also of Python and packages")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
-
-    pack = commands.add_parser("pack", help="write a snapshot")
-    pack.add_argument("disk", metavar="DISK", help="raw disk image or block device")
-    pack.add_argument("out", metavar="OUT", help="the snapshot to write")
-    pack.add_argument("--memory", metavar="FILE", help="raw memory image")
-    pack.add_argument("--compression", choices=("lz4", "zstd"), default="lz4", help="default lz4")
-    pack.add_argument("--level", type=int, metavar="N", help="lz4: 0 fast, 1-12 high; zstd: 1-22")
-    pack.add_argument("--block-size", type=size, default=64 << 10, metavar="SIZE", help="default 64K")
-    pack.add_argument("--dictionary", action="store_true", help="train a dictionary first (zstd, small blocks)")
-    pack.add_argument("--parent", metavar="FILE", help="leave out what this snapshot has at the same place")
-    pack.add_argument("--workers", type=int, metavar="N", help="threads that compress; default one for each core")
-
-    info = commands.add_parser("info", help="what is in a snapshot")
-    info.add_argument("file", metavar="FILE")
-    info.add_argument("--json", action="store_true", help="for programs")
-
-    verify = commands.add_parser("verify", help="check every block")
-    verify.add_argument("files", metavar="FILE", nargs="+")
-    verify.add_argument("--public-key", metavar="FILE", help="demand a signature that fits this key (32 raw bytes)")
-
-    cat = commands.add_parser("cat", help="bytes of a stream to standard output")
-    cat.add_argument("file", metavar="FILE")
-    cat.add_argument("--stream", choices=("disk", "memory"), default="disk")
-    cat.add_argument("--offset", type=size, default=0, metavar="N", help="first byte")
-    cat.add_argument("--length", type=size, metavar="N", help="bytes; default to the end")
-
-    extract = commands.add_parser("extract", help="a stream to a sparse file, or listed files to a folder")
-    extract.add_argument("file", metavar="FILE")
-    extract.add_argument("out", metavar="OUT")
-    extract.add_argument("--stream", choices=("disk", "memory"))
-    extract.add_argument("--undeclared", action="store_true", help="of a stream that declares no bytes, what is there")
-
-    commit = commands.add_parser("commit", help="an overlay of the images API into a thin snapshot")
-    commit.add_argument("overlay", metavar="OVERLAY", help="the overlay's file; no server may have it open")
-    commit.add_argument("out", metavar="OUT", help="the snapshot to write")
-    commit.add_argument("--parent", metavar="FILE", help="the snapshot below, if it has moved")
-    commit.add_argument("--compression", choices=("lz4", "zstd"), default="lz4", help="default lz4")
-    commit.add_argument("--level", type=int, metavar="N", help="lz4: 0 fast, 1-12 high; zstd: 1-22")
-
-    seal = commands.add_parser("seal", help="write FILE.sum, which says what every byte of a snapshot is")
-    seal.add_argument("files", metavar="FILE", nargs="+")
-
-    for writing in (pack, commit):
-        writing.add_argument("--force", action="store_true", help="replace OUT if it is there already")
-        writing.add_argument("--seal", action="store_true", help="write its seal too; keyed with --seal-key-file")
-    for reading in (pack, info, verify, cat, extract, commit):
-        whose = (
-            "an encrypted parent; what is written is not encrypted"
-            if reading in (pack, commit)
-            else "an encrypted snapshot"
-        )
-        reading.add_argument("--password-file", metavar="FILE", help=f"password of {whose}")
-        reading.add_argument("--parent-dir", action="append", default=[], metavar="DIR", help="where parents may be")
-        reading.add_argument("--require-seal", action="store_true", help="read nothing without a seal (FILE.sum)")
-    for using in (pack, info, verify, cat, extract, commit, seal):
-        using.add_argument("--seal-key-file", metavar="FILE", help="key of keyed seals")
-    return parser
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # file names can be bytes that no encoding has
     try:
-        options = _parser().parse_args(arguments)
+        command = parse_command(arguments)
         check_packages()
-        status = _run(options)
+        status = _run(command)
         sys.stdout.flush()
         return status
     except HexzError as error:
@@ -128,66 +64,85 @@ class _Opening(NamedTuple):
     seals: SealPolicy
 
 
-def _run(options: argparse.Namespace) -> int:
-    # Each command is imported when it runs: a script that calls `info` a thousand times pays for nothing else.
-    key = read_seal_key(options.seal_key_file)
-    if options.command == "seal":
-        return _seal(options.files, key)
-    password, parent_dirs = read_password(options.password_file), tuple(options.parent_dir)
-    opening = _Opening(password, parent_dirs, SealPolicy(key, options.require_seal))
-    if options.command == "pack":
-        _pack(options, opening)
-    elif options.command == "commit":
-        _commit(options, opening)
-    elif options.command == "info":
-        from hexz.tools.info import info
-
-        print(info(options.file, options.json, *opening))
-    elif options.command == "verify":
-        return _verify(options.files, opening, read_key(options.public_key))
-    elif options.command == "cat":
-        from hexz.tools.cat import cat
-
-        cat(options.file, sys.stdout.buffer, options.stream, options.offset, options.length, *opening)
-    else:
-        from hexz.tools.extract import extract
-
-        extracted = extract(options.file, options.out, options.stream, *opening, options.undeclared)
-        for left_out in extracted.left_out:
-            _fail(f"{options.file}: left out: {left_out}", DAMAGED)
-        _say(f"{options.out}: {format_size(extracted.written)}")
-        return DAMAGED if extracted.left_out else 0
-    return 0
+def _opening(command: Reading) -> _Opening:
+    """Raises: ConfigError."""
+    key = read_seal_key(command.seal_key_file)
+    password = read_password(command.password_file)
+    return _Opening(password, command.parent_dir, SealPolicy(key, command.require_seal))
 
 
-def _seal(paths: list[str], key: bytes | None) -> int:
+def _run(command: Command) -> int:
+    # What a command needs is imported when it runs: a script that calls `info` a thousand times pays for nothing else.
+    if isinstance(command, Seal):
+        return _seal(command)
+    opening = _opening(command)
+    if isinstance(command, Pack):
+        return _pack(command, opening)
+    if isinstance(command, Commit):
+        return _commit(command, opening)
+    if isinstance(command, Info):
+        return _info(command, opening)
+    if isinstance(command, Verify):
+        return _verify(command, opening)
+    if isinstance(command, Cat):
+        return _cat(command, opening)
+    return _extract(command, opening)
+
+
+def _seal(command: Seal) -> int:
     from hexz.tools.seal import seal
 
-    for path in paths:
+    key = read_seal_key(command.seal_key_file)
+    kind = "keyed" if key else "plain"
+    for path in command.files:
         sealed = seal(path, key)
-        kind = "keyed" if key else "plain"
         _say(f"{sealed.path}: {kind} seal of {format_size(sealed.header.file_size)}, root {sealed.header.root.hex()}")
     return 0
 
 
-def _pack(options: argparse.Namespace, opening: _Opening) -> None:
+def _info(command: Info, opening: _Opening) -> int:
+    from hexz.tools.info import info
+
+    print(info(command.file, command.json, *opening))
+    return 0
+
+
+def _cat(command: Cat, opening: _Opening) -> int:
+    from hexz.tools.cat import cat
+
+    cat(command.file, sys.stdout.buffer, command.stream, command.offset, command.length, *opening)
+    return 0
+
+
+def _extract(command: Extract, opening: _Opening) -> int:
+    from hexz.tools.extract import extract
+
+    extracted = extract(command.file, command.out, command.stream, *opening, command.undeclared)
+    for left_out in extracted.left_out:
+        _fail(f"{command.file}: left out: {left_out}", DAMAGED)
+    _say(f"{command.out}: {format_size(extracted.written)}")
+    return DAMAGED if extracted.left_out else 0
+
+
+def _pack(command: Pack, opening: _Opening) -> int:
     from hexz.tools.pack import pack
 
-    if options.workers is not None and not 1 <= options.workers <= 256:
-        raise UsageError(f"--workers {options.workers}: 1 to 256")
-    if options.password_file and not options.parent:
+    if command.workers is not None and not 1 <= command.workers <= 256:
+        raise UsageError(f"--workers {command.workers}: 1 to 256")
+    if command.password_file and not command.parent:
         raise UsageError("--password-file opens an encrypted --parent: what pack writes is never encrypted")
     password, parent_dirs, seals = opening
     packed = pack(
-        options.disk, options.out, options.memory, options.compression, options.level, options.block_size,
-        options.dictionary, options.parent, options.workers, password, parent_dirs, options.seal, seals, options.force,
+        command.disk, command.out, command.memory, command.compression, command.level, command.block_size,
+        command.dictionary, command.parent, command.workers, password, parent_dirs, command.seal, seals, command.force,
     )  # fmt: skip
     _say(
-        f"{options.out}: {format_size(packed.image_bytes)} in {format_size(packed.file_bytes)}; blocks: "
+        f"{command.out}: {format_size(packed.image_bytes)} in {format_size(packed.file_bytes)}; blocks: "
         f"{packed.data} stored, {packed.repeated} repeated, {packed.zero} zero, {packed.parent} in the parent"
     )
     if packed.parent_path is not None:
-        _say_how_to_open(options.out, packed.parent_path, packed.parent_encrypted)
+        _say_how_to_open(command.out, packed.parent_path, packed.parent_encrypted)
+    return 0
 
 
 def _say_how_to_open(out: str, parent: str, encrypted: bool) -> None:
@@ -199,26 +154,28 @@ def _say_how_to_open(out: str, parent: str, encrypted: bool) -> None:
         _say(f"{out}: its parent is in another folder: open it with --parent-dir {folder}")
 
 
-def _commit(options: argparse.Namespace, opening: _Opening) -> None:
+def _commit(command: Commit, opening: _Opening) -> int:
     from hexz.tools.commit import commit
     from hexz.tools.pack import check_level
 
-    check_level(options.compression, options.level)
+    check_level(command.compression, command.level)
     password, parent_dirs, seals = opening
     done = commit(
-        options.overlay, options.out, options.parent, options.compression, options.level, password, parent_dirs,
-        options.seal, seals, options.force,
+        command.overlay, command.out, command.parent, command.compression, command.level, password, parent_dirs,
+        command.seal, seals, command.force,
     )  # fmt: skip
     _say(
-        f"{options.out}: {format_size(done.file_bytes)} over {done.parent}; blocks: "
+        f"{command.out}: {format_size(done.file_bytes)} over {done.parent}; blocks: "
         f"{done.data} stored, {done.zero} zero, {done.inherited} in the parent"
     )
-    _say_how_to_open(options.out, done.parent, done.parent_encrypted)
+    _say_how_to_open(command.out, done.parent, done.parent_encrypted)
+    return 0
 
 
-def _verify(paths: list[str], opening: _Opening, public_key: bytes | None) -> int:
+def _verify(command: Verify, opening: _Opening) -> int:
     from hexz.tools.verify import verify
 
+    public_key, paths = read_key(command.public_key), command.files
     password, parent_dirs, seals = opening
     status = 0
     for path in paths:
