@@ -96,6 +96,8 @@ def assemble(
             running.warn(line)
         return listener
 
+    for line in catalog.take_warnings():
+        running.warn(line)
     for line in catalog.skipped.values():
         running.warn(f"skipped: {line}")
     if catalog.skipped and not len(catalog):

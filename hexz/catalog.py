@@ -19,7 +19,7 @@ from typing import NamedTuple
 from hexz.errors import HexzError, NameTaken, NoSuchSnapshot, UsageError
 from hexz.metrics import SnapshotMetrics
 from hexz.printable import NO_UTF8
-from hexz.snapshot import OpenContext, Snapshot, Stream, open_snapshot
+from hexz.snapshot import OpenContext, Snapshot, Stream, doubt, open_snapshot
 
 __all__ = ["MAX_NAME", "Catalog", "Lease", "Served", "Source", "SyncResult", "check_name"]
 
@@ -205,6 +205,7 @@ class Catalog:
         self._published: dict[str, _Published] = {}  # replaced as entries under _lock; read without it
         self._reserved: set[str] = set()  # names being opened; guarded by _lock
         self._lock = threading.Lock()
+        self._unsaid: list[str] | None = []  # until somebody takes them
 
     def names(self) -> list[str]:
         """The names now, in the order in which they came."""
@@ -307,6 +308,7 @@ class Catalog:
             self._reserved.add(name)
         try:
             snapshot = open_snapshot(path, self.context)
+            doubted = doubt(snapshot)
             try:
                 old = self._put(name, path, snapshot, mounted, replace)
             except NoSuchSnapshot:
@@ -317,6 +319,19 @@ class Catalog:
                 self._reserved.discard(name)
         if old is not None:
             old.withdraw()
+        if doubted:
+            self._warn(doubted)
+
+    def _warn(self, line: str) -> None:
+        if self._unsaid is None:
+            log.warning("%s", line, extra={"each": True})
+        else:
+            self._unsaid.append(line)
+
+    def take_warnings(self) -> list[str]:
+        """What is to be said of the snapshots so far, a line each; of those to come it is logged at once."""
+        unsaid, self._unsaid = self._unsaid or [], None
+        return unsaid
 
     def _put(self, name: str, path: str, snapshot: Snapshot, mounted: bool, replace: bool) -> _Published | None:
         """Publish an open snapshot; what had its name, to be withdrawn.  Raises: NoSuchSnapshot."""

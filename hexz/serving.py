@@ -114,6 +114,7 @@ def _print_check(catalog: Catalog, listeners: list[str]) -> int:
             sealed = f", sealed ({seal.kind})" if seal is not None else ""
             line = f"{name}{mark}: {snapshot.path}: {snapshot.layout}, {streams or 'no streams'}{sealed}"
             print(printable(line))
-    for line in [*(f"skipped: {reason}" for reason in catalog.skipped.values()), *listeners]:
+    warnings = [f"warning: {line}" for line in catalog.take_warnings()]
+    for line in [*warnings, *(f"skipped: {reason}" for reason in catalog.skipped.values()), *listeners]:
         print(printable(line))
     return 0

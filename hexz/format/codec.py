@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import threading
 import zlib
-from typing import Union
+from typing import NamedTuple, Union
 
 import lz4.block
 import zstandard
 
 from hexz.format.header import Compression
 
-__all__ = ["BlockDamage", "Codec", "Encoder", "crc32"]
+__all__ = ["MAX_FRAME_HEADER", "BlockDamage", "Codec", "Encoder", "FrameMarks", "crc32", "frame_marks"]
 
 MAX_WINDOW = 128 << 20
 """Largest zstd window accepted, bytes: the format's own levels ask for at most this."""
+
+MAX_FRAME_HEADER = 18
+"""Longest beginning of a Zstandard frame in front of its blocks, bytes (RFC 8878 sections 3.1.1 and 3.1.1.1)."""
 
 Stored = Union[bytes, memoryview]
 
@@ -27,6 +30,28 @@ crc32 = zlib.crc32
 
 class BlockDamage(Exception):
     """A stored block that does not decode to exactly its logical length; the text says why."""
+
+
+class FrameMarks(NamedTuple):
+    """What a Zstandard frame says of itself (RFC 8878 section 3.1.1.1.1).
+
+    `dictionary_id` is 0 where it names none; `has_checksum`: it ends in a checksum of what it decompresses to.
+    """
+
+    dictionary_id: int
+    has_checksum: bool
+
+
+def frame_marks(stored: Stored) -> FrameMarks:
+    """The marks in a frame's header.
+
+    Raises: BlockDamage when there is none.
+    """
+    try:
+        parameters = zstandard.get_frame_parameters(stored)
+    except zstandard.ZstdError as error:
+        raise BlockDamage(f"Zstandard: {error}") from None
+    return FrameMarks(parameters.dict_id, parameters.has_checksum)
 
 
 class Codec:

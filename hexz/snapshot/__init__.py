@@ -1,6 +1,7 @@
 """Open snapshots and read their streams: the lock-free reader, extents, parents."""
 
 from hexz.snapshot.context import DEFAULT_CACHE, OpenContext, new_context
+from hexz.snapshot.doubts import doubt
 from hexz.snapshot.extents import DATA, PARENT, ZERO, Effort, Extent
 from hexz.snapshot.opening import open_snapshot
 from hexz.snapshot.snapshot import Snapshot
@@ -17,6 +18,7 @@ __all__ = [
     "OpenContext",
     "Snapshot",
     "Stream",
+    "doubt",
     "new_context",
     "open_snapshot",
 ]

@@ -131,6 +131,13 @@ class Snapshot:
             stored = self._cipher.decrypt(stored, number)
         return self._codec.decode(stored, logical_length)
 
+    def compressed(self, stored: bytes | memoryview, number: int) -> bytes | memoryview:
+        """The stored bytes of block `number` of the file as they were before they were encrypted.
+
+        Raises: BlockDamage (tag).
+        """
+        return stored if self._cipher is None else self._cipher.decrypt(stored, number)
+
     def ancestors(self) -> Iterator[Snapshot]:
         """Every parent and their parents, nearest first, each once."""
         seen: set[int] = set()

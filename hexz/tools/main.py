@@ -192,4 +192,6 @@ def _verify(command: Verify, opening: _Opening) -> int:
             _say(f"{path}: ok, {format_size(verified.checked)} checked")
         for oddity in verified.oddities:
             _say(f"{path}: odd: {oddity}")
+        if verified.doubt:
+            _say(f"warning: {verified.doubt}")
     return status

@@ -11,7 +11,7 @@ from hexz.format.crypto import SIGNATURE_SIZE, CryptographyNeeded, signature_val
 from hexz.format.index import MAX_BLOCK, MAX_INDEX
 from hexz.installation import how_to_get
 from hexz.sealed import NO_POLICY, SealPolicy
-from hexz.snapshot import Snapshot, Stream, new_context, open_snapshot
+from hexz.snapshot import Snapshot, Stream, doubt, new_context, open_snapshot
 from hexz.tools.progress import Progress
 
 __all__ = ["Verified", "verify"]
@@ -26,12 +26,14 @@ PIECE = 1 << 20
 class Verified(NamedTuple):
     """The outcome for one file: how many places are damaged, the bytes that were checked, and what is strange.
 
-    `oddities` harm nothing: they are what no writer of a sound list of files does, one line each.
+    `oddities` harm nothing: they are what no writer of a sound list of files does, one line each.  `doubt` is a line
+    on what could not be checked, or empty.
     """
 
     damaged: int
     checked: int
     oddities: list[str]
+    doubt: str = ""
 
 
 def verify(
@@ -64,9 +66,9 @@ def verify(
                     progress.clear()
                     report(trouble)
                 progress.advance(length)
-        oddities = snapshot.oddities
+        oddities, doubted = snapshot.oddities, doubt(snapshot)
     context.workers.stop()
-    return Verified(damaged, checked, oddities)
+    return Verified(damaged, checked, oddities, doubted)
 
 
 def _check(snapshot: Snapshot, public_key: bytes | None) -> Iterator[tuple[int, str | None]]:
