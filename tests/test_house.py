@@ -55,7 +55,16 @@ FLOORS = [
 ]
 NO_IO = {
     "hexz.format": {"os", "socket", "http", "threading.Thread", "hexz.storage"},
-    "hexz.protocol": {"os", "socket", "http.server", "selectors", "threading", "hexz.snapshot", "hexz.catalog"},
+    "hexz.protocol": {
+        "os",
+        "socket",
+        "http.server",
+        "selectors",
+        "threading",
+        "hexz.snapshot",
+        "hexz.catalog",
+        "hexz.metrics",
+    },
 }
 
 

@@ -13,8 +13,8 @@ from typing import Any
 
 from hexz.control.mounts import MountTable
 from hexz.errors import SystemFailure
+from hexz.protocol.handover import HandoverError, pack_state, parse_state
 from hexz.protocol.nydus.machine import Event, State, follow
-from hexz.protocol.nydus.upgrade import HandoverError, pack_state, parse_state
 from hexz.servers.accept_loop import AcceptLoop
 from hexz.servers.base import Listener
 from hexz.servers.connection import Connection

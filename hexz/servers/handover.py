@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from hexz.errors import SystemFailure
-from hexz.protocol.nydus.upgrade import (
+from hexz.protocol.handover import (
     MAX_FDS,
     MAX_STATE,
     GivenConnection,

@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from http import HTTPStatus
 from typing import Any, NamedTuple, Protocol, Union
 
-from hexz.metrics import Purpose
 from hexz.protocol.http.conditions import Validators, evaluate, range_applies
 from hexz.protocol.http.dates import format_date
 from hexz.protocol.http.head import RequestHead
@@ -80,7 +79,7 @@ class Repeat(NamedTuple):
 class Response(NamedTuple):
     """What to answer; `length` is the body's in bytes.  `done` runs once it was sent or given up.
 
-    `purpose` says what it is counted as.
+    `purpose` is for whoever counts responses, and means nothing to HTTP.
     """
 
     status: int
@@ -90,7 +89,7 @@ class Response(NamedTuple):
     done: Callable[[], None] | None = None
     close: bool = False
     repeat: Repeat | None = None
-    purpose: Purpose | None = None
+    purpose: object = None
 
 
 class Representation(NamedTuple):

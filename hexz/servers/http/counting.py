@@ -42,7 +42,7 @@ class Counting:
     def about(self, response: Response) -> None:
         """The request turned out to be this."""
         purpose = response.purpose
-        if purpose is None:
+        if not isinstance(purpose, Purpose):
             return
         piece = next((part for part in response.body if isinstance(part, Piece)), None)
         offset, length = (piece.offset, piece.length) if piece is not None else (0, 0)
@@ -58,7 +58,7 @@ class Counting:
             outcome = FAILED
         else:
             outcome = REFUSED if response.status >= 400 else OK
-        purpose = response.purpose or Purpose(None, OTHER)
+        purpose = _purpose_of(response)
         if purpose.op == READ and (self._method == "HEAD" or response.status == NOT_MODIFIED):
             purpose = purpose._replace(op=INFO)
         self._meter(purpose).add(outcome, size, perf_counter() - self._began, waited.size - self._waited)
@@ -82,7 +82,7 @@ class Counting:
 
     def prepare(self, response: Response) -> None:
         """Requests like this one follow."""
-        self._next = response.purpose or Purpose(None, OTHER)
+        self._next = _purpose_of(response)
 
     def repeated(self, size: int, began: float, error: BaseException | None = None) -> None:
         """One that came at `began` (``perf_counter``) was answered with `size` bytes; or ended there with `error`."""
@@ -118,3 +118,7 @@ class Counting:
 def _outcome_of(error: BaseException) -> str:
     """How a response ended that was cut short: for want of data, or because the peer left."""
     return FAILED if isinstance(error.__cause__, HexzError) else ABORTED
+
+
+def _purpose_of(response: Response) -> Purpose:
+    return response.purpose if isinstance(response.purpose, Purpose) else Purpose(None, OTHER)
