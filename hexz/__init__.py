@@ -23,7 +23,7 @@ How to add a protocol:
 1. What its bytes mean, as a folder of `hexz/protocol/`, tested without sockets.
 2. A room in `hexz/servers/`: a handler, and a listener on `hexz/servers/base.py`, as in `hexz/servers/nbd/server.py`.
 3. Its name and port in ``DEFAULT_PORTS`` of `hexz/config.py`, in ``PROTOCOLS`` and ``LOCKS`` of `hexz/exposure.py`.
-4. Its listener in ``_served`` of `hexz/assembly.py`; its operations in the words of `hexz/metrics/words.py`.
+4. Its listener in ``_served`` of `hexz/assembly.py`; its operations in `hexz/metrics/labels.py`.
 5. Its rows in the tables of `README.md` and `systemd/man/hexz-serve-security.7`; tests with its real clients.
 
 How to add a layout of the file format:

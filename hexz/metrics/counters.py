@@ -27,7 +27,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from hexz.metrics.buckets import LATENCY_BOUNDS, latency_bucket, size_bucket
+from hexz.metrics.errorlog import ErrorLog
 from hexz.metrics.figures import (
     NO_LATENCIES,
     NO_SIZES,
@@ -38,15 +38,31 @@ from hexz.metrics.figures import (
     SnapshotFigures,
 )
 from hexz.metrics.files import FileCounts, share_out, total_ahead, total_storage
-from hexz.metrics.recent import Events, Flights
-from hexz.metrics.words import OK
+from hexz.metrics.histograms import LATENCY_BOUNDS, latency_bucket, size_bucket
+from hexz.metrics.inflight import InflightRequests
+from hexz.metrics.labels import OK
 
-__all__ = ["FAST_S", "Cell", "Meter", "Metrics", "Purpose", "SnapshotMetrics"]
+__all__ = ["FAST_S", "Cell", "Meter", "Metrics", "Purpose", "SnapshotMetrics", "waited"]
 
 MAX_NOTED = 3 * 256
 """Figures that a cell notes before they are counted: three for each batch of requests."""
 FAST_S = LATENCY_BOUNDS[0]
 """What takes at most so many seconds is in the first bucket."""
+
+
+class _Waited(threading.local):
+    size = 0
+
+
+waited = _Waited()
+"""How many bytes the thread's reads had to wait for, because they were not in the cache.
+
+A server takes the figure before and after a request; the difference tells a hit from a miss::
+
+    before = waited.size
+    stream.read(offset, length)
+    meter.add(OK, length, seconds, waited.size - before)
+"""
 
 
 class Cell:
@@ -252,8 +268,8 @@ class Metrics:
 
     def __init__(self) -> None:
         self.began = time.time()
-        self.events = Events()
-        self.flights = Flights()
+        self.events = ErrorLog()
+        self.flights = InflightRequests()
         self.others = SnapshotMetrics("")
         """Requests that belong to no snapshot."""
         self.cache: Callable[[], CacheFigures] = CacheFigures

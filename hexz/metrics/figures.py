@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from hexz.metrics.buckets import LATENCY_BOUNDS, SIZE_BOUNDS
+from hexz.metrics.histograms import LATENCY_BOUNDS, SIZE_BOUNDS
 
 __all__ = [
     "AheadFigures",
     "CacheFigures",
     "Collected",
-    "Event",
-    "Flight",
+    "ErrorEvent",
+    "InflightRequest",
     "HeatFigure",
     "ListenerFigures",
     "OperationFigures",
@@ -131,7 +131,7 @@ class ListenerFigures(NamedTuple):
     refused: int
 
 
-class Flight(NamedTuple):
+class InflightRequest(NamedTuple):
     """A request that is being executed; `since` is a time, `age` a duration.  Lengths of 0 are unknown."""
 
     number: int
@@ -146,7 +146,7 @@ class Flight(NamedTuple):
     age: float
 
 
-class Event(NamedTuple):
+class ErrorEvent(NamedTuple):
     """Something that went wrong."""
 
     number: int
@@ -166,8 +166,8 @@ class Collected(NamedTuple):
     others: SnapshotFigures
     cache: CacheFigures = CacheFigures()
     listeners: Sequence[ListenerFigures] = ()
-    flights: Sequence[Flight] = ()
-    events: Sequence[Event] = ()
+    flights: Sequence[InflightRequest] = ()
+    events: Sequence[ErrorEvent] = ()
     events_seen: int = 0
     workers: int = 0
     began: float = 0.0

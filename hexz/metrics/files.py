@@ -7,8 +7,8 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TypeVar
 
-from hexz.metrics.buckets import latency_bucket, size_bucket
 from hexz.metrics.figures import NO_LATENCIES, NO_SIZES, AheadFigures, HeatFigure, StorageFigures
+from hexz.metrics.histograms import latency_bucket, size_bucket
 
 __all__ = ["AheadCounts", "FileCounts", "Heat", "ReadCounts", "share_out", "total_ahead", "total_storage"]
 

@@ -14,11 +14,11 @@ from collections.abc import Iterable, Sequence
 from email.utils import formatdate
 from typing import Any, Optional
 
-from hexz.metrics import words
-from hexz.metrics.buckets import coarser
+from hexz.metrics import labels
+from hexz.metrics.errorlog import MAX_EVENT_BYTES, MAX_EVENTS
 from hexz.metrics.figures import NO_SIZES, Collected, OperationFigures, SnapshotFigures
 from hexz.metrics.files import total_ahead, total_storage
-from hexz.metrics.recent import MAX_EVENT_BYTES, MAX_EVENTS
+from hexz.metrics.histograms import coarser
 
 __all__ = ["NoCounter", "backend", "blobcache", "events", "files", "fs", "inflight", "latest", "pattern"]
 
@@ -27,9 +27,9 @@ BACKEND_BOUNDS = (1e-3, 20e-3, 50e-3, 100e-3, 500e-3, 1.0, 2.0)
 FOPS = 15
 """getattr, readlink, open, release, read, statfs, getxattr, listxattr, opendir, lookup, readdir, readdirplus,
 access, forget, batchforget"""
-FOP_OF = {words.INFO: 0, words.EXTENTS: 0, words.OPEN: 2, words.CLOSE: 3, words.READ: 4, words.LIST: 10}
+FOP_OF = {labels.INFO: 0, labels.EXTENTS: 0, labels.OPEN: 2, labels.CLOSE: 3, labels.READ: 4, labels.LIST: 10}
 OPCODE_OF = {
-    words.INFO: 3, words.EXTENTS: 3, words.READ: 15, words.PREFETCH: 15, words.WRITE: 16, words.LIST: 28,
+    labels.INFO: 3, labels.EXTENTS: 3, labels.READ: 15, labels.PREFETCH: 15, labels.WRITE: 16, labels.LIST: 28,
 }  # fmt: skip
 """FUSE's numbers (linux/fuse.h): GETATTR, READ, WRITE, READDIR."""
 INODES = {"disk": 1, "memory": 2}
@@ -76,7 +76,7 @@ def _operations(operations: Sequence[OperationFigures]) -> dict[str, Any]:
         if fop is not None:
             hits[fop] += one.ok
             errors[fop] += one.bad
-    reads = [one for one in operations if one.op == words.READ]
+    reads = [one for one in operations if one.op == labels.READ]
     return {
         "data_read": sum(one.size for one in reads),
         "block_count_read": _sum((one.sizes for one in reads), len(NO_SIZES)),
@@ -96,7 +96,7 @@ def fs(collected: Collected, id: Id = None) -> dict[str, Any]:
         if one.op in FOP_OF:
             latencies[FOP_OF[one.op]] += _micros(one.seconds)
     common = _operations(operations)
-    reads = (coarser(one.latencies, FS_BOUNDS) for one in operations if one.op == words.READ)
+    reads = (coarser(one.latencies, FS_BOUNDS) for one in operations if one.op == labels.READ)
     return {
         "files_account_enabled": True,
         "access_pattern_enabled": True,
@@ -185,7 +185,7 @@ def blobcache(collected: Collected, id: Id = None) -> dict[str, Any]:
     `evictions` and `capacity_bytes` are the whole cache's, which all snapshots share.
     """
     chosen = _chosen(collected, id)
-    reads = [one for figures in chosen for one in figures.operations if one.op == words.READ]
+    reads = [one for figures in chosen for one in figures.operations if one.op == labels.READ]
     ahead = total_ahead([figures.ahead for figures in chosen])
     total = sum(one.ok for one in reads)
     partial, missed = sum(one.partial for one in reads), sum(one.missed for one in reads)

@@ -12,10 +12,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Union
 
 from hexz import __version__
-from hexz.metrics.buckets import LATENCY_BOUNDS, SIZE_BOUNDS
 from hexz.metrics.figures import Collected, OperationFigures, SnapshotFigures
+from hexz.metrics.histograms import LATENCY_BOUNDS, SIZE_BOUNDS
+from hexz.metrics.labels import CLOSE, OPEN, READ
 from hexz.metrics.process import ProcessFigures
-from hexz.metrics.words import CLOSE, OPEN, READ
 
 __all__ = ["CONTENT_TYPE", "exposition"]
 

@@ -6,7 +6,7 @@ import time
 from collections import Counter
 
 from hexz.metrics.figures import Collected, SnapshotFigures
-from hexz.metrics.words import READ
+from hexz.metrics.labels import READ
 from hexz.units import format_size
 
 __all__ = ["snapshot_line", "summary_lines"]

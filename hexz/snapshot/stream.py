@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from hexz.cache import Block
 from hexz.format.index import MasterIndex
-from hexz.metrics.waiting import waited
+from hexz.metrics.counters import waited
 from hexz.snapshot import extents as extent_lists
 from hexz.snapshot.extents import Effort, Extent
 from hexz.snapshot.identity import digest_of

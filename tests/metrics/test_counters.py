@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hexz.metrics import Metrics
-from hexz.metrics.buckets import LATENCY_BOUNDS, SIZE_BOUNDS, coarser, latency_bucket, size_bucket
+from hexz.metrics.errorlog import MAX_EVENT_BYTES, MAX_EVENTS, ErrorLog
 from hexz.metrics.figures import OperationFigures
 from hexz.metrics.files import MAX_STRETCHES, AheadCounts, Heat, ReadCounts
-from hexz.metrics.recent import MAX_EVENT_BYTES, MAX_EVENTS, Events, Flights
+from hexz.metrics.histograms import LATENCY_BOUNDS, SIZE_BOUNDS, coarser, latency_bucket, size_bucket
+from hexz.metrics.inflight import InflightRequests
 
 BACKEND = (0.001, 0.02, 0.05, 0.1, 0.5, 1.0, 2.0)
 
@@ -114,7 +115,7 @@ def test_a_withdrawn_name_takes_its_figures_away_and_a_new_one_begins_at_nothing
 
 
 def test_events_are_bounded_in_number_and_bytes() -> None:
-    events = Events()
+    events = ErrorLog()
     for number in range(MAX_EVENTS + 10):
         events.add(f"error {number}", "a")
     kept = events.kept()
@@ -125,7 +126,7 @@ def test_events_are_bounded_in_number_and_bytes() -> None:
 
 
 def test_flights_end() -> None:
-    flights = Flights()
+    flights = InflightRequests()
     first = flights.begin("nbd", "read", "1.2.3.4:5", "a", "disk", 512, 4096)
     second = flights.begin("http", "read", "unix")
     assert [(flight.number, flight.op, flight.offset) for flight in flights.now()] == [(1, "read", 512), (2, "read", 0)]

@@ -5,9 +5,8 @@ from __future__ import annotations
 from time import perf_counter
 
 from hexz.errors import HexzError
-from hexz.metrics.counters import FAST_S, Cell, Meter, Metrics, Purpose
-from hexz.metrics.waiting import waited
-from hexz.metrics.words import ABORTED, FAILED, INFO, OK, OTHER, READ, REFUSED, WRITE
+from hexz.metrics.counters import FAST_S, Cell, Meter, Metrics, Purpose, waited
+from hexz.metrics.labels import ABORTED, FAILED, INFO, OK, OTHER, READ, REFUSED, WRITE
 from hexz.protocol.http.responses import Piece, Response
 
 __all__ = ["Counting"]

@@ -9,10 +9,10 @@ from urllib.parse import parse_qs
 from hexz.catalog import Catalog, Lease
 from hexz.errors import NoSuchSnapshot
 from hexz.metrics import Purpose
+from hexz.metrics.labels import EXTENTS, INFO, LIST, READ
 from hexz.metrics.process import process_figures
 from hexz.metrics.prometheus import CONTENT_TYPE, exposition
 from hexz.metrics.summary import snapshot_line
-from hexz.metrics.words import EXTENTS, INFO, LIST, READ
 from hexz.protocol.http.conditions import Validators
 from hexz.protocol.http.head import RequestError, RequestHead, decode_path
 from hexz.protocol.http.responses import (

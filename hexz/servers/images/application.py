@@ -16,7 +16,7 @@ from hexz.images import checksum
 from hexz.images.backend import ImageError
 from hexz.images.registry import Busy, NoSuchImage, Registry
 from hexz.metrics import Purpose
-from hexz.metrics.words import OTHER
+from hexz.metrics.labels import OTHER
 from hexz.protocol.http.head import RequestError
 from hexz.protocol.http.responses import Response
 from hexz.servers.http.application import Application, Request

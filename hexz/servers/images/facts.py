@@ -9,7 +9,7 @@ from hexz.images import checksum
 from hexz.images.backend import coalesced
 from hexz.images.hexz import HexzSession
 from hexz.images.registry import WAIT_S, Busy
-from hexz.metrics.words import EXTENTS
+from hexz.metrics.labels import EXTENTS
 from hexz.protocol.http.conditions import Validators
 from hexz.protocol.http.responses import REVALIDATE, VOLATILE, Representation, Response, represent
 from hexz.protocol.images import extents_json, number, span_of

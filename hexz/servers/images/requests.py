@@ -11,7 +11,7 @@ from hexz.images.backend import Session
 from hexz.images.hexz import HexzSession
 from hexz.images.registry import Image
 from hexz.metrics import Purpose
-from hexz.metrics.words import INFO, WRITE
+from hexz.metrics.labels import INFO, WRITE
 from hexz.protocol.http.responses import VOLATILE, Piece, Response
 from hexz.protocol.images import parse_query
 from hexz.servers.http.application import Request

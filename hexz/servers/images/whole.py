@@ -11,7 +11,7 @@ from hexz.errors import BadRequest
 from hexz.images.backend import Session
 from hexz.images.hexz import HexzSession
 from hexz.images.upload import copy_body, replace_all
-from hexz.metrics.words import READ
+from hexz.metrics.labels import READ
 from hexz.protocol.http.conditions import Validators
 from hexz.protocol.http.head import RequestError
 from hexz.protocol.http.ranges import Unsatisfiable, parse_range

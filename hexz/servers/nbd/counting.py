@@ -5,9 +5,8 @@ from __future__ import annotations
 from time import perf_counter
 
 from hexz.errors import HexzError
-from hexz.metrics.counters import SnapshotMetrics
-from hexz.metrics.waiting import waited
-from hexz.metrics.words import ABORTED, CLOSE, EXTENTS, FAILED, OK, OPEN, OTHER, PREFETCH, READ, REFUSED
+from hexz.metrics.counters import SnapshotMetrics, waited
+from hexz.metrics.labels import ABORTED, CLOSE, EXTENTS, FAILED, OK, OPEN, OTHER, PREFETCH, READ, REFUSED
 from hexz.protocol.nbd import constants as c
 from hexz.snapshot import Stream
 

@@ -21,7 +21,7 @@ from time import perf_counter
 from typing import NamedTuple
 
 from hexz.errors import HexzError
-from hexz.metrics.waiting import waited
+from hexz.metrics.counters import waited
 from hexz.snapshot import Stream
 
 __all__ = ["Cold", "ColdReads", "MissPool"]

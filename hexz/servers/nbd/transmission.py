@@ -17,7 +17,7 @@ from time import perf_counter
 
 from hexz.errors import HexzError
 from hexz.metrics.counters import FAST_S
-from hexz.metrics.words import FAILED, OK
+from hexz.metrics.labels import FAILED, OK
 from hexz.protocol.nbd import constants as c
 from hexz.protocol.nbd.handshake import Negotiated
 from hexz.protocol.nbd.replies import (

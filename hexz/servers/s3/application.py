@@ -12,7 +12,7 @@ from functools import partial
 
 from hexz.catalog import Catalog, Lease
 from hexz.metrics import Purpose
-from hexz.metrics.words import LIST, READ
+from hexz.metrics.labels import LIST, READ
 from hexz.protocol.http.conditions import Validators
 from hexz.protocol.http.dates import format_date
 from hexz.protocol.http.head import RequestError, RequestHead

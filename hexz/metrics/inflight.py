@@ -1,52 +1,18 @@
-"""The requests that are being executed, and the errors of late."""
+"""The requests that are being executed."""
 
 from __future__ import annotations
 
 import itertools
-import threading
 import time
-from collections import deque
 
-from hexz.metrics.figures import Event, Flight
+from hexz.metrics.figures import InflightRequest
 
-__all__ = ["MAX_EVENTS", "MAX_EVENT_BYTES", "Events", "Flights"]
-
-MAX_EVENTS = 500
-MAX_EVENT_BYTES = 51_200
-"""Errors kept, and the bytes of their texts together (Nydus API, `max_errors` and `max_size`)."""
-MAX_TEXT = 2048
-"""Longest text of one error, characters; what is longer is cut."""
+__all__ = ["InflightRequests"]
 
 _Request = tuple[str, str, str, str, str, int, int]
 
 
-class Events:
-    """The last errors, bounded in number and in bytes."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()  # guards everything below
-        self._kept: deque[Event] = deque()
-        self._size = 0
-        self.seen = 0
-
-    def add(self, text: str, snapshot: str = "") -> None:
-        """Something went wrong just now."""
-        raw = text[:MAX_TEXT].encode("utf-8", "replace")
-        size, text = len(raw), raw.decode()
-        with self._lock:
-            self.seen += 1
-            self._kept.append(Event(self.seen, time.time(), snapshot, text))
-            self._size += size
-            while len(self._kept) > MAX_EVENTS or self._size > MAX_EVENT_BYTES:
-                self._size -= len(self._kept.popleft().text.encode())
-
-    def kept(self) -> list[Event]:
-        """The errors kept, the oldest first."""
-        with self._lock:
-            return list(self._kept)
-
-
-class Flights:
+class InflightRequests:
     """Requests under way, but for those that are answered from the cache at once."""
 
     def __init__(self) -> None:
@@ -74,10 +40,10 @@ class Flights:
         """The request was answered, or given up."""
         self._now.pop(number, None)
 
-    def now(self) -> list[Flight]:
+    def now(self) -> list[InflightRequest]:
         """The requests under way, the oldest first."""
         present, clock = time.monotonic(), time.time()
         return [
-            Flight(number, *request, clock - (present - began), present - began)
+            InflightRequest(number, *request, clock - (present - began), present - began)
             for number, (request, began) in sorted(self._now.copy().items())
         ]
