@@ -158,6 +158,8 @@ def running(checkout: Path, python: str = sys.executable) -> Iterator[Running]:
         certificate, key = write_certificate(folder)
         (folder / "tokens").write_text(f"operator {TOKEN}\n")
         (folder / "keys").write_text(f"{ACCESS_KEY} {SECRET}\n{LIMITED_KEY} {LIMITED_SECRET} archive\n")
+        for secret in (folder / "tokens", folder / "keys", key):
+            secret.chmod(0o600)
         default = f"snap={snapshots / 'snap.hxz'}"
         every = [default, *sorted(path for path in snapshots.iterdir() if path.stem != "snap")]
         tls = ("--tls-cert", certificate, "--tls-key", key)
