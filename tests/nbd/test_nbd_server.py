@@ -12,7 +12,7 @@ import pytest
 
 from hexz.protocol.nbd import constants as c
 from hexz.servers.nbd import handler as nbd
-from hexz.servers.nbd import late as nbd_late
+from hexz.servers.nbd import stopping as nbd_stopping
 from hexz.servers.nbd import transmission as nbd_transmission
 from tests.nbd.conftest import BLOCK, Exports
 from tests.nbd.serving import PATIENCE_S, Serving
@@ -248,7 +248,7 @@ def test_a_deep_queue_of_cold_reads_starves_nobody(path: Path, exports: Exports)
 
 def test_a_stopping_server_finishes_and_refuses(path: Path, exports: Exports, monkeypatch: pytest.MonkeyPatch) -> None:
     """«NBD_ESHUTDOWN ... SHOULD»: what is under way is answered, what comes is told that the server stops."""
-    monkeypatch.setattr(nbd_late, "LAST_REQUESTS_S", 1.5)
+    monkeypatch.setattr(nbd_stopping, "LAST_REQUESTS_S", 1.5)
     warm, *cold = data_blocks(exports.disk)
     server = Serving(path)
     with server.client() as busy, server.client() as shaking:

@@ -9,14 +9,14 @@ from hexz.metrics.counters import FAST_S, Cell, Meter, Metrics, Purpose, waited
 from hexz.metrics.labels import ABORTED, FAILED, INFO, OK, OTHER, READ, REFUSED, WRITE
 from hexz.protocol.http.responses import Piece, Response
 
-__all__ = ["Counting"]
+__all__ = ["HttpCounting"]
 
 _OP_OF_METHOD = {"GET": READ, "HEAD": INFO, "PUT": WRITE, "PATCH": WRITE}
 """What a request is taken for until its response says what it was."""
 NOT_MODIFIED = 304
 
 
-class Counting:
+class HttpCounting:
     """The figures of one connection; used by its thread, or by the crowd's while that serves it."""
 
     def __init__(self, metrics: Metrics, scheme: str, peer: str) -> None:

@@ -20,7 +20,7 @@ from time import perf_counter
 from typing import NamedTuple
 
 from hexz.servers.connection import Connection, Summons
-from hexz.servers.http.counting import Counting
+from hexz.servers.http.counting import HttpCounting
 from hexz.servers.http.repeated import RepeatedRange
 
 __all__ = ["Crowd", "Member", "Told", "Unsent"]
@@ -62,7 +62,9 @@ class Member:
 
     __slots__ = ("connection", "counting", "ended", "gate", "received", "repeated", "seen", "sock", "told", "unsent")
 
-    def __init__(self, connection: Connection, repeated: RepeatedRange, counting: Counting, told: Told | None) -> None:
+    def __init__(
+        self, connection: Connection, repeated: RepeatedRange, counting: HttpCounting, told: Told | None
+    ) -> None:
         self.connection = connection
         self.sock = connection.sock
         self.repeated = repeated

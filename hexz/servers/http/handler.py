@@ -35,7 +35,7 @@ from hexz.protocol.http.head import RequestError, RequestHead, framing_of, parse
 from hexz.protocol.http.responses import Piece, Response, pack_head
 from hexz.servers.connection import Connection
 from hexz.servers.http.application import Request
-from hexz.servers.http.counting import Counting
+from hexz.servers.http.counting import HttpCounting
 from hexz.servers.http.crowd import LARGEST as LARGEST_OF_CROWD
 from hexz.servers.http.crowd import Member, Told, Unsent
 from hexz.servers.http.receiving import Body, Receiver
@@ -85,7 +85,7 @@ class HttpHandler(BaseHTTPRequestHandler):
         self.connection = connection
         self._sock = connection.sock
         self._secure = isinstance(connection.sock, ssl.SSLSocket)
-        self._counting = Counting(site.metrics or Metrics(), site.scheme, connection.peer)
+        self._counting = HttpCounting(site.metrics or Metrics(), site.scheme, connection.peer)
         self._extra = site.cors.headers if site.cors is not None else ()
         self._sender = Sender(connection.sock)
         self._receiver = Receiver(connection, self._rules.patient, self._rules.last_request_s)

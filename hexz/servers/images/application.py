@@ -20,9 +20,9 @@ from hexz.metrics.labels import OTHER
 from hexz.protocol.http.head import RequestError
 from hexz.protocol.http.responses import Response
 from hexz.servers.http.application import Application, Request
-from hexz.servers.images.facts import Checksum, Extents, Flush
+from hexz.servers.images.data import ImageData
 from hexz.servers.images.requests import PREFIX, Refusal, json_answer
-from hexz.servers.images.whole import Whole
+from hexz.servers.images.subresources import Checksum, Extents, Flush
 
 __all__ = ["PREFIX", "ImagesApplication"]
 
@@ -46,7 +46,7 @@ class ImagesApplication:
         self._registry = registry
         self._unix_socket = unix_socket
         self._others = others
-        self._resources = {"": Whole, "extents": Extents, "checksum": Checksum, "flush": Flush}
+        self._resources = {"": ImageData, "extents": Extents, "checksum": Checksum, "flush": Flush}
 
     def respond(self, request: Request) -> Response:
         """The response to any request."""

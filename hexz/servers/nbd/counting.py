@@ -10,13 +10,13 @@ from hexz.metrics.labels import ABORTED, CLOSE, EXTENTS, FAILED, OK, OPEN, OTHER
 from hexz.protocol.nbd import constants as c
 from hexz.snapshot import Stream
 
-__all__ = ["Counting"]
+__all__ = ["NbdCounting"]
 
 PROTOCOL = "nbd"
 _OPS = {c.CMD_READ: READ, c.CMD_CACHE: PREFETCH, c.CMD_BLOCK_STATUS: EXTENTS}
 
 
-class Counting:
+class NbdCounting:
     """The figures of one client; used by the thread that serves it.
 
     Reads from the cache are counted in a `cell`, by the loop that answers them where nothing is odd: nearly all of a

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from hexz.catalog import Lease
 from hexz.protocol.nbd.handshake import Handshake, Negotiated, Next
 from hexz.servers.connection import Connection
-from hexz.servers.nbd.late import receive_late
 from hexz.servers.nbd.outbox import Export
+from hexz.servers.nbd.stopping import receive_late
 from hexz.servers.nbd.transmission import Transmission
 from hexz.servers.tls import tls_reason
 

@@ -22,7 +22,7 @@ from hexz.errors import BlockError, HexzError
 from hexz.metrics import SnapshotMetrics
 from hexz.protocol.nbd import constants as c
 from hexz.protocol.nbd.replies import SIMPLE_REPLY, Buffer, ChunkedReplies, simple_error
-from hexz.servers.nbd.counting import Counting
+from hexz.servers.nbd.counting import NbdCounting
 from hexz.servers.sending import PeerStalled
 from hexz.snapshot import ZEROS, Stream
 
@@ -66,7 +66,7 @@ class Outbox:
         peer: str,
         stream: Stream,
         chunks: ChunkedReplies | None,
-        counting: Counting,
+        counting: NbdCounting,
         ending: Callable[[], bool] = lambda: False,
     ) -> None:
         """`chunks` builds structured or extended replies; None means simple ones.  `counting` hears of troubles.

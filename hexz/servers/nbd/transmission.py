@@ -32,11 +32,11 @@ from hexz.protocol.nbd.replies import (
 )
 from hexz.protocol.nbd.rules import Refusal, Request, refusal
 from hexz.servers.connection import SILENT_S, Connection
-from hexz.servers.nbd.counting import Counting
-from hexz.servers.nbd.late import receive_late
+from hexz.servers.nbd.counting import NbdCounting
 from hexz.servers.nbd.misses import Cold, ColdReads, MissPool
 from hexz.servers.nbd.outbox import MAX_BUFFERS, MAX_VIEWS, ZERO_BYTES, Export, Outbox
 from hexz.servers.nbd.status import describe
+from hexz.servers.nbd.stopping import receive_late
 
 __all__ = ["Transmission"]
 
@@ -81,7 +81,7 @@ class Transmission:
         self._view = memoryview(self._buffer)
         self._start = 0  # the requests not looked at yet: from here in the buffer
         self._filled = len(received)  # to here
-        self._counting = Counting(export.metrics, export.stream, connection.peer)
+        self._counting = NbdCounting(export.metrics, export.stream, connection.peer)
         self._outbox = Outbox(
             sock, connection.peer, export.stream, self._chunks, self._counting, lambda: connection.leaving
         )

@@ -20,7 +20,7 @@ from hexz.protocol.images import MAX_OPERATION, Zero, flag, parse_content_range,
 from hexz.servers.images.bodies import SessionSource
 from hexz.servers.images.requests import Refusal, Resource, json_answer
 
-__all__ = ["Whole"]
+__all__ = ["ImageData"]
 
 FIRST_READ = 64 << 10
 """Bytes read before the head is sent, so that trouble is an error and not a short body."""
@@ -31,7 +31,7 @@ SLOWEST_WRITER = 64 << 10
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9._-]+")
 
 
-class Whole(Resource):
+class ImageData(Resource):
     """``/images/ID``: the bytes."""
 
     methods = ("OPTIONS", "GET", "HEAD", "PUT", "PATCH", "POST", "DELETE")
