@@ -263,7 +263,9 @@ def _served(protocol: str, catalog: Catalog, settings: Settings, running: Runnin
 
     options = settings.options
     spoken = () if protocol == "nbd" else HTTP_ALPN
-    tls = TlsContext(options.tls_cert, options.tls_key, spoken) if options.tls_cert and options.tls_key else None
+    tls = None
+    if options.tls_cert and options.tls_key:
+        tls = TlsContext(options.tls_cert, options.tls_key, spoken, options.tls_client_ca)
     if tls is not None:
         running.on_reload("certificate", tls.reload)
     if protocol == "nbd":

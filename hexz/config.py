@@ -158,6 +158,11 @@ def _listening(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("--tls-key", metavar="FILE", help="its private key (PEM)")
     group.add_argument(
+        "--tls-client-ca",
+        metavar="FILE",
+        help="let in only clients with a certificate signed by one in here (PEM); reloaded on SIGHUP",
+    )
+    group.add_argument(
         "--nbd-tls",
         choices=("off", "optional", "required"),
         help="whether NBD clients may or must use TLS (default required with --tls-cert, else off)",
@@ -299,6 +304,8 @@ def parse_arguments(arguments: Sequence[str]) -> Settings:
         raise UsageError(f"--cache-size {options.cache_size}: at least 1M is needed")
     if options.no_parents and options.parent_dir:
         raise UsageError("--no-parents and --parent-dir contradict each other: give one of them")
+    if options.tls_client_ca and options.tls_cert is None:
+        raise UsageError("--tls-client-ca needs --tls-cert and --tls-key: certificates are shown under TLS")
     listen = _addresses(options)
     _check_exposure(options, listen)
     if (options.tls_cert is None) is not (options.tls_key is None):
@@ -365,6 +372,7 @@ def access_of(options: Options) -> Access:
         [protocol for protocol, path in given.items() if path],
         parse_anonymous(options.allow_anonymous),
         {"http": tls, "s3": tls, "nbd": options.nbd_tls or tls},
+        authority=options.tls_client_ca is not None,
         images=options.images_dir is not None,
         names=[options.bind, *options.host_name],
         domains=options.s3_domain,

@@ -1,6 +1,7 @@
 """Who may do what on which listener: decided here for all protocols, and for every way in which a listener comes about.
 
-A protocol may have a lock, a file of tokens or keys.  A listener that only this machine reaches, on loopback or on a
+A protocol may have a lock, a file of tokens or keys; and TLS may ask for a client's certificate, which is one for
+reading.  A listener that only this machine reaches, on loopback or on a
 unix socket, may do without.  One that a network reaches needs its protocol's lock, or to be opened on purpose.
 """
 
@@ -26,7 +27,9 @@ class Lock(NamedTuple):
 
 
 LOCKS: Mapping[str, Lock] = {"http": Lock("--token-file", "a token"), "s3": Lock("--s3-keys-file", "a key")}
-"""By protocol.  NBD has none: TLS alone does not say who may read."""
+"""By protocol.  NBD has none of its own: TLS alone does not say who may read."""
+CERTIFICATE = Lock("--tls-client-ca", "a certificate")
+"""The lock of every listener whose clients have to use TLS: they show a certificate that this authority signed."""
 
 
 class Reach(Enum):
@@ -113,18 +116,21 @@ class Access:
         locked: Collection[str],
         anonymous: Anonymous = Anonymous(),  # noqa: B008  (a value)
         tls: Mapping[str, str] | None = None,
+        authority: bool = False,
         images: bool = False,
         names: Collection[str] = (),
         domains: Collection[str] = (),
     ) -> None:
         """`locked` are the protocols whose locks are given; `images` says that images can be registered.
 
-        `tls` has ``off``, ``optional`` or ``required`` for each protocol.  `names`, and `domains` with all that is
+        `tls` has ``off``, ``optional`` or ``required`` for each protocol; with `authority` clients under TLS have to
+        show a certificate.  `names`, and `domains` with all that is
         below them, are hosts that clients may ask for.
         """
         self._locked = frozenset(locked)
         self._anonymous = anonymous
         self._tls = tls or {}
+        self._authority = authority
         self._images = images
         self._names = names
         self._domains = domains
@@ -143,40 +149,50 @@ class Access:
         hosts = Hosts(self._names, self._domains, place.address) if place.reach is not Reach.SOCKET else None
         return Grant(not locked or self._opened(protocol), not locked and place.reach is not Reach.NETWORK, hosts)
 
+    def _certified(self, protocol: str) -> bool:
+        """Whether nobody gets anything there who has no certificate."""
+        return self._authority and self._tls.get(protocol) == "required"
+
     def _opened(self, protocol: str) -> bool:
         """Whether --allow-anonymous names it: alone it opens what has no lock, and takes no lock away."""
         return protocol in self._anonymous.protocols
 
     def _check_network(self, protocol: str, place: Place) -> None:
         if self._anonymous.bare and len(self._networked) > 1:
-            open_ones = sorted(self._networked - self._locked)
+            open_ones = sorted(name for name in self._networked - self._locked if not self._certified(name))
             example = f"--allow-anonymous={','.join(open_ones)}" if open_ones else "nothing, as each has its lock"
             names = " and ".join(sorted(name.upper() for name in self._networked))
             raise UsageError(
                 f"--allow-anonymous with {names} on a network: say which everybody may read; here that is {example}"
             )
-        if protocol in self._locked or self._opened(protocol) or self._anonymous.bare:
+        if protocol in self._locked or self._certified(protocol) or self._opened(protocol) or self._anonymous.bare:
             return
-        lock = LOCKS.get(protocol)
-        remedy = f"give {lock.option}, or " if lock else ""
+        lock = LOCKS.get(protocol, CERTIFICATE)
+        option = "--nbd-tls required" if lock is CERTIFICATE and self._authority else lock.option
         raise UsageError(
             f"{place.said} would open the snapshots to a network over {protocol.upper()}: "
-            f"{remedy}add --allow-anonymous={protocol} if that is meant"
+            f"give {option}, or add --allow-anonymous={protocol} if that is meant"
         )
 
     def describe(self, protocol: str, place: Place) -> str:
         """Who may read and who may write, for people."""
         grant = self.grant(protocol, place)
-        holders = f"whoever has {LOCKS[protocol].shown}" if protocol in LOCKS else ""
-        readers = place.who if grant.anonymous else holders
+        anybody = self._anybody(protocol, place)
+        certificate = f" and {CERTIFICATE.shown}" if self._certified(protocol) else ""
+        holders = f"whoever has {LOCKS[protocol].shown}{certificate}" if protocol in LOCKS else ""
+        readers = anybody if grant.anonymous else holders
         if protocol != "http" or not self._images:
             writers = "nobody"
         elif protocol in self._locked or grant.writes:
-            given = holders if protocol in self._locked else place.who
+            given = holders if protocol in self._locked else anybody
             writers = f"{given}, with the image's own token where it has one"
         else:
-            writers = "whoever has the image's own token"
+            writers = f"whoever has the image's own token{certificate}"
         return f"reads: {readers}; writes: {writers}"
+
+    def _anybody(self, protocol: str, place: Place) -> str:
+        """Those who get as far as where tokens and keys are asked for, for people."""
+        return f"whoever has {CERTIFICATE.shown}" if self._certified(protocol) else place.who
 
     def warnings(self, url: str, protocol: str, place: Place) -> list[str]:
         """What somebody may not have meant about the listener at `url`: a line each."""
@@ -191,17 +207,22 @@ class Access:
             if lock is None or not self._opened(protocol):
                 return ""
             return (
-                f"{url}: {place.who} may read without {lock.shown}: --allow-anonymous={protocol} opens it "
-                f"although {lock.option} is given"
+                f"{url}: {self._anybody(protocol, place)} may read without {lock.shown}: "
+                f"--allow-anonymous={protocol} opens it although {lock.option} is given"
             )
-        given = " and ".join(LOCKS[other].option for other in sorted(self._locked))
-        if not given:
+        locks = [*(LOCKS[other] for other in sorted(self._locked)), *([CERTIFICATE] if self._authority else [])]
+        given = " and ".join(one.option for one in locks)
+        if not given or self._certified(protocol):
             return ""
-        remedy = (
-            f"{lock.option} would lock it"
-            if lock is not None
-            else "NBD has neither tokens nor keys; --nbd-socket is open only to whom its file lets in"
-        )
+        if lock is not None:
+            remedy = f"{lock.option} would lock it"
+        elif self._authority:
+            remedy = "--nbd-tls required would ask all clients for a certificate"
+        else:
+            remedy = (
+                "NBD has neither tokens nor keys; --nbd-socket is open only to whom its file lets in, "
+                f"{CERTIFICATE.option} to clients with a certificate"
+            )
         return f"{url}: {place.who} may read, although {given} is given: {remedy}"
 
     def _plain(self, url: str, protocol: str, place: Place) -> str:

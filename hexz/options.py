@@ -34,6 +34,7 @@ class Options(NamedTuple):
     s3_domain: tuple[str, ...]
     tls_cert: str | None
     tls_key: str | None
+    tls_client_ca: str | None
     nbd_tls: str | None
     nbd_pad: int
     max_range: int

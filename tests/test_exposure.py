@@ -63,8 +63,14 @@ TABLE: list[tuple[str, Place, set[str], Anonymous, tuple[bool, bool] | str]] = [
     ("s3", NETWORK, {"s3"}, named("s3"), (True, False)),
     ("nbd", LOOPBACK, {"http", "s3"}, Anonymous(), (True, True)),
     ("nbd", SOCKET, {"http", "s3"}, Anonymous(), (True, True)),
-    ("nbd", NETWORK, {"http", "s3"}, Anonymous(), "over NBD: add --allow-anonymous=nbd"),
-    ("nbd", NETWORK, {"http", "s3"}, named("http", "s3"), "over NBD: add --allow-anonymous=nbd"),
+    ("nbd", NETWORK, {"http", "s3"}, Anonymous(), "over NBD: give --tls-client-ca, or add --allow-anonymous=nbd"),
+    (
+        "nbd",
+        NETWORK,
+        {"http", "s3"},
+        named("http", "s3"),
+        "over NBD: give --tls-client-ca, or add --allow-anonymous=nbd",
+    ),
     ("nbd", NETWORK, set(), named("nbd"), (True, False)),
     ("nbd", NETWORK, set(), BARE, (True, False)),
 ]
@@ -121,7 +127,10 @@ def test_the_option_does_not_take_a_snapshot_for_its_value() -> None:
     ("words", "says"),
     [
         (["--bind", "0.0.0.0", "--http", "--nbd"], "--token-file"),
-        (["--bind", "0.0.0.0", "--http", "--nbd", "--token-file", "t"], "over NBD: add --allow-anonymous=nbd"),
+        (
+            ["--bind", "0.0.0.0", "--http", "--nbd", "--token-file", "t"],
+            "over NBD: give --tls-client-ca, or add --allow-anonymous=nbd",
+        ),
         (["--bind", "0.0.0.0", "--nbd", "--s3", "--s3-keys-file", "k", "--allow-anonymous"], "--allow-anonymous=nbd"),
         (["--bind", "0.0.0.0", "--nbd", "--s3", "--s3-keys-file", "k", "--allow-anonymous=nbd"], ""),
         (["--bind", "0.0.0.0", "--nbd", "--s3", "--allow-anonymous=nbd,s3"], ""),
@@ -205,7 +214,7 @@ def start_on(sock: socket.socket, name: str, *arguments: object) -> subprocess.P
         ("http", "0.0.0.0", ["--allow-anonymous=nbd"], "over HTTP: give --token-file, or"),
         ("http", "0.0.0.0", ["--allow-anonymous=http"], ""),
         ("http", "0.0.0.0", ["--allow-anonymous"], ""),
-        ("nbd", "0.0.0.0", [], "over NBD: add --allow-anonymous=nbd"),
+        ("nbd", "0.0.0.0", [], "over NBD: give --tls-client-ca, or add --allow-anonymous=nbd"),
         ("s3", "0.0.0.0", [], "give --s3-keys-file, or"),
         ("http", "127.0.0.1", [], ""),
         ("nbd", "127.0.0.1", [], ""),

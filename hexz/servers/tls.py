@@ -29,17 +29,35 @@ def tls_reason(error: Exception) -> str:
     return words.replace("_", " ").lower() or type(error).__name__
 
 
-class TlsContext:
-    """A certificate and its key, TLS 1.2 and later."""
+def _demand_certificates(context: ssl.SSLContext, authority: str) -> None:
+    """Let only clients in that show a certificate signed by one in the file `authority`.  Raises: ConfigError."""
+    try:
+        with open(authority, "rb"):  # OpenSSL would not say which file it could not open
+            pass
+        context.load_verify_locations(cafile=authority)
+    except ssl.SSLError as error:
+        raise ConfigError(f"{authority}: no certificate of an authority as PEM: {tls_reason(error)}") from None
+    except OSError as error:
+        raise ConfigError(f"{authority}: cannot read: {error.strerror}") from None
+    context.verify_mode = ssl.CERT_REQUIRED
 
-    def __init__(self, certificate: str, key: str, protocols: Sequence[str] = ()) -> None:
-        """Load both files; `protocols` are what ALPN agrees on (RFC 7301), with whoever asks.
+
+class TlsContext:
+    """A certificate and its key, TLS 1.2 and later; perhaps the authority of clients' certificates."""
+
+    def __init__(
+        self, certificate: str, key: str, protocols: Sequence[str] = (), client_authority: str | None = None
+    ) -> None:
+        """Load the files; `protocols` are what ALPN agrees on (RFC 7301), with whoever asks.
+
+        With `client_authority`, certificates as PEM, the handshake fails for clients that show none signed by these.
 
         Raises: ConfigError.
         """
         self._certificate = certificate
         self._key = key
         self._protocols = protocols
+        self._client_authority = client_authority
         self._context = self._load()
 
     def _load(self) -> ssl.SSLContext:
@@ -63,6 +81,8 @@ class TlsContext:
             ) from None
         except OSError as error:
             raise ConfigError(f"{error.filename or self._certificate}: cannot read: {error.strerror}") from None
+        if self._client_authority is not None:
+            _demand_certificates(context, self._client_authority)
         return context
 
     def _passphrase(self) -> NoReturn:
