@@ -30,7 +30,7 @@ __all__ = [
     "AccessLog",
     "Gate",
     "RateLimit",
-    "Refusal",
+    "AccessRefusal",
     "Tokens",
     "foreign_write",
     "parse_rate_limit",
@@ -159,7 +159,7 @@ class _Limiter:
                 allowance.size -= size
 
 
-class Refusal(NamedTuple):
+class AccessRefusal(NamedTuple):
     """Why a request goes no further: a status, a line for the client, headers."""
 
     status: int
@@ -167,22 +167,24 @@ class Refusal(NamedTuple):
     headers: tuple[tuple[str, str], ...] = ()
 
 
-def foreign_write(head: RequestHead) -> Refusal | None:
+def foreign_write(head: RequestHead) -> AccessRefusal | None:
     """403 for a write that a page of another origin has sent."""
     if not is_foreign_write(head):
         return None
-    return Refusal(403, "pages of other origins may change nothing here")
+    return AccessRefusal(403, "pages of other origins may change nothing here")
 
 
-def wrong_host(head: RequestHead, grant: Grant) -> Refusal | None:
+def wrong_host(head: RequestHead, grant: Grant) -> AccessRefusal | None:
     """421 (RFC 9110 section 15.5.20) for who shows no token and asks for a name that is none of the listener's."""
     authority = authority_of(head)
     if grant.hosts is None or grant.hosts.admits(authority):
         return None
     host = re.sub(r":[0-9]*\Z", "", authority)[:MAX_SHOWN]
     if not host:
-        return Refusal(421, "a Host header is needed that names this server")
-    return Refusal(421, f"this server does not go by the name {host}: if it should, start it with --host-name {host}")
+        return AccessRefusal(421, "a Host header is needed that names this server")
+    return AccessRefusal(
+        421, f"this server does not go by the name {host}: if it should, start it with --host-name {host}"
+    )
 
 
 class Gate:
@@ -197,7 +199,7 @@ class Gate:
         name, refusal = self._judge(head, peer, grant)
         return name, error_response(*refusal) if refusal is not None else None
 
-    def _judge(self, head: RequestHead, peer: str, grant: Grant) -> tuple[str | None, Refusal | None]:
+    def _judge(self, head: RequestHead, peer: str, grant: Grant) -> tuple[str | None, AccessRefusal | None]:
         refusal = self.limit(peer) or foreign_write(head)
         if refusal is not None or head.path in OPEN_PATHS:
             return None, refusal
@@ -207,7 +209,7 @@ class Gate:
         name = self._tokens.name_of(token.strip()) if scheme.lower() == "bearer" else None
         if name is None:
             challenge = ("WWW-Authenticate", 'Bearer realm="hexz-serve"')
-            return None, Refusal(401, "a bearer token is needed", (challenge,))
+            return None, AccessRefusal(401, "a bearer token is needed", (challenge,))
         return name, None
 
     def charge(self, peer: str) -> Response | None:
@@ -215,12 +217,12 @@ class Gate:
         refusal = self.limit(peer)
         return error_response(*refusal) if refusal is not None else None
 
-    def limit(self, peer: str) -> Refusal | None:
+    def limit(self, peer: str) -> AccessRefusal | None:
         """Count a request of `peer`; 429 if there were too many."""
         wait = self._limiter.wait_for(_address(peer)) if self._limiter is not None else 0.0
         if not wait:
             return None
-        return Refusal(429, "more requests than this client may make", (("Retry-After", str(int(wait) + 1)),))
+        return AccessRefusal(429, "more requests than this client may make", (("Retry-After", str(int(wait) + 1)),))
 
     def renewal(self, peer: str) -> Callable[[], bool]:
         """Asked before a request of `peer` is admitted: what later admits another one like it, at less cost.

@@ -23,7 +23,7 @@ __all__ = [
     "Encryption",
     "Header",
     "HeaderError",
-    "Piece",
+    "Section",
     "Variant",
     "build_header",
     "header_candidates",
@@ -58,7 +58,7 @@ class Compression(Enum):
     ZSTD = 1
 
 
-class Piece(NamedTuple):
+class Section(NamedTuple):
     """A run of bytes of the file: offset and length in bytes."""
 
     offset: int
@@ -92,9 +92,9 @@ class Header(NamedTuple):
     block_size: int
     index_offset: int
     parents: tuple[str, ...]
-    dictionary: Piece | None
-    metadata: Piece | None
-    signature: Piece | None
+    dictionary: Section | None
+    metadata: Section | None
+    signature: Section | None
     encryption: Encryption | None
     compression: Compression
     has_main: bool
@@ -139,14 +139,14 @@ class _Fields:
         except UnicodeDecodeError:
             raise HeaderError("a parent path is not UTF-8") from None
 
-    def piece(self, what: str) -> Piece | None:
+    def piece(self, what: str) -> Section | None:
         offset = self.u64() if self.flag(what) else None
         length = self.u32() if self.flag(what) else None
         if offset is None and length is None:
             return None
         if offset is None or length is None:
             raise HeaderError(f"the header gives only half of the {what}'s place")
-        return Piece(offset, length)
+        return Section(offset, length)
 
 
 def header_candidates(region: bytes, file_size: int) -> list[Header]:
@@ -218,9 +218,9 @@ def _parse(region: bytes, file_size: int, variant: Variant) -> Header:
 def _check_places(
     file_size: int,
     index_offset: int,
-    dictionary: Piece | None,
-    metadata: Piece | None,
-    signature: Piece | None,
+    dictionary: Section | None,
+    metadata: Section | None,
+    signature: Section | None,
 ) -> None:
     if not HEADER_SIZE <= index_offset < file_size:
         what = "truncated" if index_offset >= file_size else "damaged"

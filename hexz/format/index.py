@@ -26,7 +26,7 @@ __all__ = [
     "MAX_PAGE_ENTRIES",
     "PARENT_OFFSET",
     "DamagedIndex",
-    "Entry",
+    "BlockEntry",
     "MasterIndex",
     "Page",
     "PageRecord",
@@ -85,7 +85,7 @@ class MasterIndex(NamedTuple):
         return self._replace(main_size=disk, aux_size=memory)
 
 
-class Entry(NamedTuple):
+class BlockEntry(NamedTuple):
     """One block: where it is stored and what it holds; lengths in bytes.
 
     `hash` is the BLAKE3-256 of the logical bytes, empty in files of 20-byte entries.
@@ -324,9 +324,9 @@ class Page:
         """The recorded hash of every block; none in files of 20-byte entries."""
         return (fields[4] for fields in _ENTRY52.iter_unpack(self._raw[8:]))
 
-    def entry(self, number: int) -> Entry:
+    def entry(self, number: int) -> BlockEntry:
         """Block `number` as one value."""
-        return Entry(
+        return BlockEntry(
             self.stored_offset(number),
             self.stored[number],
             self.logical[number],
@@ -439,7 +439,7 @@ def _check_places(page: Page, index_offset: int) -> None:
             raise DamagedIndex(f"block {page.first_block + number} has nothing stored, but a place or a CRC")
 
 
-def build_page(entries: Iterable[Entry]) -> bytes:
+def build_page(entries: Iterable[BlockEntry]) -> bytes:
     """A page of 52-byte entries; entries without a hash get zeros (format.md section 16)."""
     packed = [_ENTRY52.pack(e.stored_offset, e.stored_length, e.logical_length, e.crc, e.hash) for e in entries]
     return _U64.pack(len(packed)) + b"".join(packed)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from hexz.errors import JsonError
 from hexz.jsontext import load_json
 
-__all__ = ["MAX_VALUE", "JsonText", "Span"]
+__all__ = ["MAX_VALUE", "JsonText", "MemberSpan"]
 
 MAX_VALUE = 64 << 10
 """Longest value that is parsed, bytes of its text."""
@@ -27,7 +27,7 @@ _STEP = re.compile(rb'"[^"]*"|[][{}]')
 _OPENING, _QUOTE = b"[{", ord('"')
 
 
-class Span(NamedTuple):
+class MemberSpan(NamedTuple):
     """Where a value lies in the text: first byte, and the one after the last."""
 
     start: int
@@ -71,22 +71,22 @@ class JsonText:
             at = self._next(self._end_of(at), b"}")
         self._ends[start] = at + 1
 
-    def items(self, start: int) -> Iterator[Span]:
+    def items(self, start: int) -> Iterator[MemberSpan]:
         """The values in the list that begins at `start`."""
         at = self._after_blanks(start + 1)
         while not self._plain.startswith(b"]", at):
             end = self._end_of(at)
-            yield Span(at, end)
+            yield MemberSpan(at, end)
             at = self._next(end, b"]")
         self._ends[start] = at + 1
 
-    def value(self, span: Span) -> Any:
+    def value(self, span: MemberSpan) -> Any:
         """The value at `span`; None when it is longer than `MAX_VALUE`."""
         return load_json(self._data[span.start : span.end]) if span.end - span.start <= MAX_VALUE else None
 
     def value_at(self, start: int) -> Any:
         """The value that begins at `start`; None when it is longer than `MAX_VALUE`."""
-        return self.value(Span(start, self._end_of(start)))
+        return self.value(MemberSpan(start, self._end_of(start)))
 
     def _next(self, end: int, closing: bytes) -> int:
         """Where the next value begins behind one that ends at `end`, or where the closing bracket is."""

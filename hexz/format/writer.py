@@ -10,24 +10,24 @@ from __future__ import annotations
 
 from typing import BinaryIO, NamedTuple
 
-from hexz.format.header import HEADER_SIZE, Compression, Header, Piece, Variant, build_header
+from hexz.format.header import HEADER_SIZE, Compression, Header, Section, Variant, build_header
 from hexz.format.index import (
     MAX_PAGE_ENTRIES,
     PARENT_OFFSET,
-    Entry,
+    BlockEntry,
     PageRecord,
     build_master_index,
     build_page,
 )
 
-__all__ = ["MAX_REMEMBERED", "Place", "SnapshotWriter"]
+__all__ = ["MAX_REMEMBERED", "StoredBlock", "SnapshotWriter"]
 
 MAX_REMEMBERED = 1 << 19
 """Stored blocks remembered for deduplication, about 130 MB; beyond it the older half is forgotten."""
 NO_HASH = bytes(32)
 
 
-class Place(NamedTuple):
+class StoredBlock(NamedTuple):
     """Where a block was stored: bytes, and the CRC-32 of the stored bytes."""
 
     offset: int
@@ -57,18 +57,18 @@ class SnapshotWriter:
         self._parents = parents
         self._position = 0
         self._write(bytes(HEADER_SIZE))
-        self._dictionary: Piece | None = None
+        self._dictionary: Section | None = None
         if dictionary:
-            self._dictionary = Piece(self._position, len(dictionary))
+            self._dictionary = Section(self._position, len(dictionary))
             self._write(dictionary)
         self._pages: dict[str, list[PageRecord]] = {"disk": [], "memory": []}
         self._sizes = {"disk": 0, "memory": 0}
         self._stream = "disk"
-        self._entries: list[Entry] = []
+        self._entries: list[BlockEntry] = []
         self._blocks = 0
         self._page_start = 0
-        self._recent: dict[int, Place] = {}
-        self._older: dict[int, Place] = {}
+        self._recent: dict[int, StoredBlock] = {}
+        self._older: dict[int, StoredBlock] = {}
 
     def _write(self, data: bytes) -> None:
         self._file.write(data)
@@ -80,26 +80,26 @@ class SnapshotWriter:
         self._stream = stream
         self._page_start = self._sizes[stream]
 
-    def find(self, key: int) -> Place | None:
+    def find(self, key: int) -> StoredBlock | None:
         """Where the last block stored under `key` lies, if it is remembered.  May be asked from any thread."""
         return self._recent.get(key) or self._older.get(key)
 
-    def stored(self, place: Place) -> bytes:
+    def stored(self, place: StoredBlock) -> bytes:
         """The stored bytes of an earlier block, read back from the file."""
         self._file.seek(place.offset)
         data = self._file.read(place.length)
         self._file.seek(self._position)
         return data
 
-    def repeat(self, place: Place, logical_length: int) -> None:
+    def repeat(self, place: StoredBlock, logical_length: int) -> None:
         """Add a block as a reference to an equal one that is stored already."""
-        self._add(Entry(place.offset, place.length, logical_length, place.crc, NO_HASH))
+        self._add(BlockEntry(place.offset, place.length, logical_length, place.crc, NO_HASH))
 
     def data(self, stored: bytes, crc: int, logical_length: int, key: int | None = None) -> None:
         """Store a compressed block of `logical_length` bytes with its CRC-32, to be found under `key` if given."""
-        place = Place(self._position, len(stored), crc)
+        place = StoredBlock(self._position, len(stored), crc)
         self._write(stored)
-        self._add(Entry(place.offset, place.length, logical_length, place.crc, NO_HASH))
+        self._add(BlockEntry(place.offset, place.length, logical_length, place.crc, NO_HASH))
         if key is not None:
             if len(self._recent) >= MAX_REMEMBERED // 2:
                 self._older, self._recent = self._recent, {}
@@ -107,13 +107,13 @@ class SnapshotWriter:
 
     def zero(self, logical_length: int) -> None:
         """Add a block of zeros; nothing is stored."""
-        self._add(Entry(0, 0, logical_length, 0, NO_HASH))
+        self._add(BlockEntry(0, 0, logical_length, 0, NO_HASH))
 
     def parent(self, logical_length: int) -> None:
         """Add a block that the parent has at the same place; nothing is stored."""
-        self._add(Entry(PARENT_OFFSET, 0, logical_length, 0, NO_HASH))
+        self._add(BlockEntry(PARENT_OFFSET, 0, logical_length, 0, NO_HASH))
 
-    def _add(self, entry: Entry) -> None:
+    def _add(self, entry: BlockEntry) -> None:
         self._entries.append(entry)
         self._sizes[self._stream] += entry.logical_length
         if len(self._entries) == MAX_PAGE_ENTRIES:
@@ -139,7 +139,7 @@ class SnapshotWriter:
         index_offset = self._position
         main, aux = self._pages["disk"], self._pages["memory"]
         self._write(build_master_index(main, aux, self._sizes["disk"], self._sizes["memory"]))
-        place = Piece(self._position, len(metadata)) if metadata else None
+        place = Section(self._position, len(metadata)) if metadata else None
         self._write(metadata)
         size = self._position
         header = Header(

@@ -17,7 +17,7 @@ __all__ = [
     "MAX_OPERATION",
     "MAX_REGISTRATION",
     "ContentRange",
-    "Flush",
+    "FlushRequest",
     "Registration",
     "Zero",
     "extents_json",
@@ -192,11 +192,11 @@ class Zero(NamedTuple):
     flush: bool
 
 
-class Flush(NamedTuple):
+class FlushRequest(NamedTuple):
     """Put what was written on the disk."""
 
 
-def parse_operation(data: bytes) -> Zero | Flush:
+def parse_operation(data: bytes) -> Zero | FlushRequest:
     """The JSON body of a PATCH; types are taken strictly: no text for numbers, no numbers for true and false.
 
     Raises: BadRequest.
@@ -211,7 +211,7 @@ def parse_operation(data: bytes) -> Zero | Flush:
         raise BadRequest("the body is not a JSON object")
     operation = fields.get("op")
     if operation == "flush":
-        return Flush()
+        return FlushRequest()
     if operation != "zero":
         raise BadRequest("op is neither 'zero' nor 'flush'")
     offset, size, flush = fields.get("offset", 0), fields.get("size"), fields.get("flush", False)

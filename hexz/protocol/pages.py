@@ -9,14 +9,14 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from typing import NamedTuple
 
-__all__ = ["MAX_ENTRIES", "Page", "list_page"]
+__all__ = ["MAX_ENTRIES", "ListingPage", "list_page"]
 
 MAX_ENTRIES = 1000
 """Most entries of one page of any listing, and how many there are when the client names no number."""
 _LAST_CHARACTER = 0x10FFFF
 
 
-class Page(NamedTuple):
+class ListingPage(NamedTuple):
     """Keys and common prefixes, both sorted; `last` is the last of either, "" when there is none."""
 
     keys: list[str]
@@ -30,14 +30,14 @@ class Page(NamedTuple):
         return len(self.keys) + len(self.prefixes)
 
 
-def list_page(keys: Sequence[str], prefix: str, delimiter: str, after: str, limit: int) -> Page:
+def list_page(keys: Sequence[str], prefix: str, delimiter: str, after: str, limit: int) -> ListingPage:
     """Up to `limit` entries behind `after` of the sorted `keys` that begin with `prefix`.
 
     Keys with `delimiter` behind the prefix are rolled up into one common prefix, which counts as one
     entry and is found without a look at each of them.
     Strings compare by code point, which is the order of their UTF-8 bytes.
     """
-    page = Page([], [], False, "")
+    page = ListingPage([], [], False, "")
     if not limit:
         return page
     last = ""

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from hexz.errors import StorageError
-from hexz.format.header import HEADER_SIZE, Header, Piece
+from hexz.format.header import HEADER_SIZE, Header, Section
 from hexz.format.index import MasterIndex
 from hexz.format.records import PageRecords
 from hexz.storage import Storage
@@ -53,7 +53,7 @@ def identify(storage: Storage, header: Header, index: MasterIndex, parents: Sequ
     Raises: StorageError, though not for pages that cannot be read: their readers will be told.
     """
     former = hashlib.blake2b(storage.read(0, HEADER_SIZE), digest_size=32)
-    for piece in _pieces(Piece(header.index_offset, index.length)):
+    for piece in _pieces(Section(header.index_offset, index.length)):
         former.update(storage.read(*piece))
     former.update(f"{storage.size}:{storage.modified_ns}".encode())
     current = former.copy()
@@ -69,19 +69,19 @@ def identify(storage: Storage, header: Header, index: MasterIndex, parents: Sequ
     return Identity(current.digest(), former.digest())
 
 
-def _places(storage: Storage, header: Header, index: MasterIndex) -> Iterator[Piece]:
+def _places(storage: Storage, header: Header, index: MasterIndex) -> Iterator[Section]:
     if header.dictionary is not None:
         yield header.dictionary
     after = header.index_offset + index.length
     tail = storage.size - after
     if tail <= MOST_TAIL:
-        yield Piece(after, tail)
+        yield Section(after, tail)
     else:
-        yield Piece(after, MOST_TAIL // 2)
-        yield Piece(storage.size - MOST_TAIL // 2, MOST_TAIL // 2)
+        yield Section(after, MOST_TAIL // 2)
+        yield Section(storage.size - MOST_TAIL // 2, MOST_TAIL // 2)
     for records in (index.main, index.aux):
         for number in _chosen(records):
-            yield Piece(records.offsets[number], records.lengths[number])
+            yield Section(records.offsets[number], records.lengths[number])
 
 
 def _chosen(records: PageRecords) -> Sequence[int]:
@@ -93,7 +93,7 @@ def _chosen(records: PageRecords) -> Sequence[int]:
     return [number * (count - 1) // (wanted - 1) for number in range(wanted)]
 
 
-def _pieces(place: Piece) -> Iterator[Piece]:
+def _pieces(place: Section) -> Iterator[Section]:
     """`place` in pieces that are read at once."""
     for offset in range(place.offset, place.end, PIECE):
-        yield Piece(offset, min(PIECE, place.end - offset))
+        yield Section(offset, min(PIECE, place.end - offset))

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from hexz.cache import ByteBudget, Once
 from hexz.errors import SnapshotTooLarge
-from hexz.format.header import Piece
+from hexz.format.header import Section
 from hexz.format.metadata import MAX_FILES, MAX_METADATA, ArchivedFile, Listing, parse_listing
 from hexz.storage import Storage
 
@@ -61,7 +61,7 @@ class Manifest:
     All raise SnapshotTooLarge when there is more metadata than is read, and StorageError.
     """
 
-    def __init__(self, storage: Storage, place: Piece | None, sizes: tuple[int, int], manifests: Manifests) -> None:
+    def __init__(self, storage: Storage, place: Section | None, sizes: tuple[int, int], manifests: Manifests) -> None:
         """`place` is where the metadata lies; `sizes` are the bytes of the disk and the memory stream."""
         self._storage = storage
         self._place = place
@@ -100,7 +100,7 @@ class Manifest:
         self._manifests.forget(self)
 
 
-def read_metadata(storage: Storage, place: Piece | None) -> bytes:
+def read_metadata(storage: Storage, place: Section | None) -> bytes:
     """The bytes at `place`; none without one.
 
     Raises: SnapshotTooLarge when they are more than `MAX_METADATA`; StorageError.

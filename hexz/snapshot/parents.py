@@ -36,7 +36,7 @@ MOST_BITS = 12
 """The places of a file's blocks lie in at most 2^12 arrays."""
 
 
-class Place(NamedTuple):
+class FoundBlock(NamedTuple):
     """A stored block: its stream, logical position and length in bytes."""
 
     stream: Stream
@@ -82,7 +82,7 @@ class HashIndex:
         for at, keys in enumerate(self._sorted):
             self._sorted[at] = array("Q", sorted(keys))
 
-    def find(self, digest: bytes) -> Place | None:
+    def find(self, digest: bytes) -> FoundBlock | None:
         """The block whose recorded hash is `digest`, or None."""
         key = _key(digest)
         keys = self._sorted[key << 32 >> self._shift]
@@ -94,7 +94,7 @@ class HashIndex:
             if page.start != stream.pages.starts[number - first] or page.count <= entry:
                 page = stream.pages.read(number - first)
             if page.hash(entry) == digest:
-                return Place(stream, page.block_start(entry), page.logical[entry])
+                return FoundBlock(stream, page.block_start(entry), page.logical[entry])
             at += 1
         return None
 
@@ -175,7 +175,7 @@ class Lineage:
                 return page.hash(page.find(position)) == digest
         return False
 
-    def _find(self, digest: bytes) -> Place | None:
+    def _find(self, digest: bytes) -> FoundBlock | None:
         for ancestor in self._snapshot.ancestors():
             place = ancestor.hash_index().find(digest)
             if place is not None:

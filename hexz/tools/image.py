@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 from hexz.errors import SnapshotNotFound, SnapshotUnreadable, SystemFailure, UsageError
 
-__all__ = ["Image", "Span", "open_image"]
+__all__ = ["DiskImage", "ImageSpan", "open_image"]
 
 
-class Span(NamedTuple):
+class ImageSpan(NamedTuple):
     """A run of the image, in bytes; a hole has nothing stored and reads as zeros."""
 
     offset: int
@@ -21,7 +21,7 @@ class Span(NamedTuple):
     hole: bool
 
 
-class Image:
+class DiskImage:
     """An open image of `size` bytes; `read_into` may be called from any thread."""
 
     def __init__(self, path: str, fd: int) -> None:
@@ -51,7 +51,7 @@ class Image:
         self.read_into(offset, memoryview(data))
         return bytes(data)
 
-    def spans(self, block: int, most: int) -> Iterator[Span]:
+    def spans(self, block: int, most: int) -> Iterator[ImageSpan]:
         """The whole image: holes of any length, and data in spans of up to `most` bytes, a multiple of `block`.
 
         Every span begins at a multiple of `block` bytes.
@@ -62,13 +62,13 @@ class Image:
             data = self._next(offset, os.SEEK_DATA)
             start = self.size if data == self.size else data // block * block
             if start > offset:
-                yield Span(offset, start - offset, True)
+                yield ImageSpan(offset, start - offset, True)
                 offset = start
             if offset < self.size:
                 hole = self._next(data, os.SEEK_HOLE)
                 end = min(-(-hole // block) * block, self.size)
                 for begin in range(offset, end, most):
-                    yield Span(begin, min(most, end - begin), False)
+                    yield ImageSpan(begin, min(most, end - begin), False)
                 offset = end
 
     def _next(self, offset: int, whence: int) -> int:
@@ -87,14 +87,14 @@ class Image:
         """Close the image."""
         os.close(self._fd)
 
-    def __enter__(self) -> Image:
+    def __enter__(self) -> DiskImage:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
 
-def open_image(path: str) -> Image:
+def open_image(path: str) -> DiskImage:
     """Open a regular file or a block device.
 
     Raises: SnapshotNotFound, SnapshotUnreadable, SystemFailure; UsageError for anything that has no size.
@@ -113,4 +113,4 @@ def open_image(path: str) -> Image:
         os.close(fd)
         what = "a folder" if stat.S_ISDIR(mode) else "a pipe, socket or character device"
         raise UsageError(f"{path}: is {what}: pack reads a regular file or a block device")
-    return Image(path, fd)
+    return DiskImage(path, fd)

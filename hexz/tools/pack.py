@@ -28,7 +28,7 @@ from hexz.format.metadata import IMAGE_KIND
 from hexz.format.writer import SnapshotWriter
 from hexz.sealed import NO_POLICY, SealPolicy
 from hexz.snapshot import Stream, new_context, open_snapshot
-from hexz.tools.image import Image, open_image
+from hexz.tools.image import DiskImage, open_image
 from hexz.tools.output import check_output
 from hexz.tools.progress import Progress
 from hexz.tools.seal import sealed_file
@@ -122,7 +122,7 @@ def pack(
         context.workers.stop()
 
 
-def _manifest(image: Image) -> bytes:
+def _manifest(image: DiskImage) -> bytes:
     """What lets the 0.8 releases read the disk (format.md section 16): they open nothing without a list of files.
 
     Not for thin snapshots: 0.8 would read zeros where the parent has data.
@@ -197,7 +197,7 @@ class _Packer:
         counts = self._counts
         return counts["data"], counts["repeated"], counts["zero"], counts["parent"]
 
-    def add(self, name: str, image: Image, base: Stream | None) -> None:
+    def add(self, name: str, image: DiskImage, base: Stream | None) -> None:
         """Pack one image as the stream `name`."""
         self._writer.begin(name)
         self.image_bytes += image.size
@@ -219,7 +219,7 @@ class _Packer:
                         if isinstance(batch, Future):
                             batch.cancel()
 
-    def _encode(self, image: Image, offset: int, length: int, base: Stream | None) -> list[_Block]:
+    def _encode(self, image: DiskImage, offset: int, length: int, base: Stream | None) -> list[_Block]:
         idle = self._idle.get()
         try:
             encoder, data = idle

@@ -25,7 +25,7 @@ import lz4.block
 import zstandard
 
 from hexz.format.header import Compression, Header, Variant, build_header
-from hexz.format.index import Entry, PageRecord, build_master_index, build_page
+from hexz.format.index import BlockEntry, PageRecord, build_master_index, build_page
 from hexz.snapshot import Stream, new_context, open_snapshot
 from hexz.tools.pack import pack
 from hexz.tools.seal import seal
@@ -169,7 +169,7 @@ def cached_row(path: Path) -> Row:
 def terabyte(path: Path) -> None:
     """A sparse file with the whole index of 1 TiB in blocks of 64 KiB, and one block of data."""
     block = lz4.block.compress(bytes(range(256)) * 256, store_size=True)
-    entry = Entry(4096, len(block), BLOCK_BYTES, zlib.crc32(block), bytes(32))
+    entry = BlockEntry(4096, len(block), BLOCK_BYTES, zlib.crc32(block), bytes(32))
     page = build_page([entry] * 4096)
     records = []
     with path.open("wb") as file:

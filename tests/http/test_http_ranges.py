@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hexz.protocol.http.ranges import MAX_RANGES, PART_OVERHEAD, Span, Unsatisfiable, parse_range
+from hexz.protocol.http.ranges import MAX_RANGES, PART_OVERHEAD, ByteRange, Unsatisfiable, parse_range
 
 SIZE = 10_000
 IGNORED = None
@@ -145,4 +145,4 @@ def test_hostile_headers_are_dealt_with_at_once(value: str) -> None:
 
 
 def test_span_arithmetic() -> None:
-    assert Span(3, 4).end == 7
+    assert ByteRange(3, 4).end == 7

@@ -19,7 +19,7 @@ import pytest
 
 from hexz.errors import HexzError
 from hexz.images.overlay import store as store_module
-from hexz.images.overlay.blockmap import Run
+from hexz.images.overlay.blockmap import BlockRun
 from hexz.images.overlay.journal import HEAD_SIZE, RECORD_SIZE, build_record, record_seed
 from hexz.images.overlay.recovery import JOURNAL_SUFFIX, OverlayError
 from hexz.images.overlay.store import OverlayFull, OverlayStore
@@ -259,7 +259,7 @@ def test_a_journal_of_any_length_is_read_in_bounded_memory(tmp_path: Path) -> No
     store.write(0, memoryview(b"precious"))
     store.close()
     journal = Path(path + JOURNAL_SUFFIX)
-    record = build_record(Run(1, 1, (1 << 64) - 1), 0, record_seed(journal.read_bytes()))
+    record = build_record(BlockRun(1, 1, (1 << 64) - 1), 0, record_seed(journal.read_bytes()))
     with journal.open("ab") as file:
         file.write(record * 200_000)
     again = crash_writer.open_store(path)

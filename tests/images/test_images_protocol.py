@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hexz.errors import BadRequest, ConfigError
 from hexz.protocol.images import (
     MAX_OPERATION,
-    Flush,
+    FlushRequest,
     Registration,
     Zero,
     extents_json,
@@ -52,7 +52,7 @@ def test_any_bytes_are_a_value_or_an_error(data: bytes) -> None:
     except BadRequest as error:
         assert "\n" not in str(error)
     else:
-        assert isinstance(operation, Flush) or (operation.offset >= 0 and operation.size > 0)
+        assert isinstance(operation, FlushRequest) or (operation.offset >= 0 and operation.size > 0)
 
 
 @given(st.text(max_size=60) | st.from_regex(r"bytes \d{1,22}-\d{1,22}/(\*|\d{1,22})", fullmatch=True))
@@ -102,7 +102,7 @@ def test_types_of_operations_are_strict(fields: Any) -> None:
 
 
 def test_operations() -> None:
-    assert parse_operation(b'{"op":"flush","size":"x"}') == Flush()
+    assert parse_operation(b'{"op":"flush","size":"x"}') == FlushRequest()
     assert parse_operation(b'{"op":"zero","size":5}') == Zero(0, 5, False)
     assert parse_operation(b'{"op":"zero","size":5,"offset":7,"flush":true}') == Zero(7, 5, True)
     for data in (b"", b" " * (MAX_OPERATION + 1)):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from hexz.images.backend import BackendDown
 from hexz.images.overlay import store as store_module
-from hexz.images.overlay.blockmap import ZERO_SLOT, BlockMap, Run
+from hexz.images.overlay.blockmap import ZERO_SLOT, BlockMap, BlockRun
 from hexz.images.overlay.journal import HEAD_SIZE, RECORD_SIZE, Head, JournalError, build_head, parse_head
 from hexz.images.overlay.recovery import JOURNAL_SUFFIX, OverlayError
 from hexz.images.overlay.store import OverlayFull, OverlayStore
@@ -197,7 +197,7 @@ def test_the_block_map_is_a_dictionary_in_runs(steps: list[tuple[int, int, bool]
     slot = 0
     for start, length, zero in steps:
         old = [table[block] for block in range(start, start + length) if table.get(block, ZERO_SLOT) != ZERO_SLOT]
-        freed = runs.set(Run(start, length, ZERO_SLOT if zero else slot))
+        freed = runs.set(BlockRun(start, length, ZERO_SLOT if zero else slot))
         assert sorted(part.slot + at for part in freed for at in range(part.length)) == sorted(old)
         for at in range(length):
             table[start + at] = ZERO_SLOT if zero else slot + at

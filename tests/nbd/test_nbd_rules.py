@@ -455,9 +455,9 @@ def test_a_payload_beyond_the_limit_ends_the_connection(address: Address) -> Non
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_read_beyond_the_announced_maximum_is_refused(tmp_path_factory: pytest.TempPathFactory, mode: str) -> None:
-    from hexz.protocol.nbd.rules import Request, refusal
+    from hexz.protocol.nbd.rules import NbdRequest, refusal
 
-    request = Request(0, c.CMD_READ, 1, 0, c.MAX_READ + 1)
+    request = NbdRequest(0, c.CMD_READ, 1, 0, c.MAX_READ + 1)
     refused = refusal(request, 1 << 40, mode != "simple", mode == "extended", False, 1 << 20)
     assert refused is not None
     assert refused.error == c.NBD_EINVAL

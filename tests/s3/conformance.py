@@ -29,7 +29,7 @@ from hexz.errors import NoSuchSnapshot
 from hexz.metrics.counters import SnapshotMetrics
 from hexz.protocol.http.responses import Response
 from hexz.protocol.s3.errors import S3Error
-from hexz.protocol.s3.xml import Entry, document
+from hexz.protocol.s3.xml import ObjectEntry, document
 from hexz.servers.http.application import Request
 from hexz.servers.http.objects import Contents
 from hexz.servers.s3 import application as s3
@@ -136,9 +136,9 @@ class MemoryObjects:
         data = self._lease.objects[key][0]
         return Contents(BytesSource(data), len(data), "application/octet-stream", etag(data))
 
-    def entry(self, key: str) -> Entry:
+    def entry(self, key: str) -> ObjectEntry:
         data, modified = self._lease.objects[key]
-        return Entry(key, modified, etag(data), len(data))
+        return ObjectEntry(key, modified, etag(data), len(data))
 
 
 def etag(data: bytes) -> str:

@@ -12,7 +12,7 @@ from hexz.images.backend import BackendError
 from hexz.images.nbd.wire import Wire
 from hexz.protocol.nbd import constants as nbd
 
-__all__ = ["ALLOCATION", "DIRTY", "LARGEST_SMALLEST", "Export", "negotiate"]
+__all__ = ["ALLOCATION", "DIRTY", "LARGEST_SMALLEST", "RemoteExport", "negotiate"]
 
 MAX_OPTION_REPLY = 64 << 10
 MAX_OPTION_REPLIES = 256
@@ -30,7 +30,7 @@ _EXPORT = struct.Struct(">QH")
 _BLOCK_SIZE = struct.Struct(">III")
 
 
-class Export(NamedTuple):
+class RemoteExport(NamedTuple):
     """What the handshake said; sizes in bytes.  `contexts`: what the ids of the meta contexts mean."""
 
     size: int
@@ -56,7 +56,7 @@ class Export(NamedTuple):
         return bool(self.flags & nbd.READ_ONLY)
 
 
-def negotiate(wire: Wire, export: str, bitmap: str | None = None) -> Export:
+def negotiate(wire: Wire, export: str, bitmap: str | None = None) -> RemoteExport:
     """Go through the handshake until the transmission phase; `bitmap` is the dirty bitmap that is wanted.
 
     Raises: BackendDown; BackendError when the export or the protocol is not there.
@@ -105,7 +105,7 @@ def _ask(wire: Wire, option: int, payload: bytes) -> list[tuple[int, bytes]] | N
     wire.broken("does not stop answering an option")
 
 
-def _export(wire: Wire, infos: list[tuple[int, bytes]], structured: bool, contexts: dict[int, str]) -> Export:
+def _export(wire: Wire, infos: list[tuple[int, bytes]], structured: bool, contexts: dict[int, str]) -> RemoteExport:
     size = flags = None
     smallest, largest = 1, DEFAULT_LARGEST
     for kind, data in infos:
@@ -120,7 +120,7 @@ def _export(wire: Wire, infos: list[tuple[int, bytes]], structured: bool, contex
         wire.broken("gives no size")
     if smallest & (smallest - 1) or not 1 <= smallest <= LARGEST_SMALLEST or largest < LARGEST_SMALLEST:
         wire.broken("has block sizes that make no sense")
-    return Export(size, flags, smallest, largest, structured, contexts)
+    return RemoteExport(size, flags, smallest, largest, structured, contexts)
 
 
 def _counted(text: str) -> bytes:

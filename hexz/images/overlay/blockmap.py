@@ -10,13 +10,13 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from typing import NamedTuple
 
-__all__ = ["ZERO_SLOT", "BlockMap", "Run", "SlotRun", "Slots"]
+__all__ = ["ZERO_SLOT", "BlockMap", "BlockRun", "SlotRun", "Slots"]
 
 ZERO_SLOT = (1 << 64) - 1
 """The slot of blocks that read as zeros and take no place in the data file."""
 
 
-class Run(NamedTuple):
+class BlockRun(NamedTuple):
     """`length` blocks from block `start` on, in as many slots from `slot` on, or all zero."""
 
     start: int
@@ -28,13 +28,13 @@ class Run(NamedTuple):
         """The block after the last one."""
         return self.start + self.length
 
-    def cut(self, start: int, end: int) -> Run:
+    def cut(self, start: int, end: int) -> BlockRun:
         """The part that lies in [start, end), which it overlaps."""
         first = max(start, self.start)
         slot = self.slot if self.slot == ZERO_SLOT else self.slot + first - self.start
-        return Run(first, min(end, self.end) - first, slot)
+        return BlockRun(first, min(end, self.end) - first, slot)
 
-    def goes_on_as(self, other: Run) -> bool:
+    def goes_on_as(self, other: BlockRun) -> bool:
         """Whether `other` begins where this ends, in blocks and in slots."""
         if other.start != self.end:
             return False
@@ -55,26 +55,26 @@ class BlockMap:
 
     def __init__(self) -> None:
         self._starts: list[int] = []
-        self._runs: list[Run] = []
+        self._runs: list[BlockRun] = []
 
     def __len__(self) -> int:
         """The number of runs."""
         return len(self._runs)
 
-    def __iter__(self) -> Iterator[Run]:
+    def __iter__(self) -> Iterator[BlockRun]:
         return iter(self._runs)
 
-    def within(self, start: int, end: int) -> list[Run]:
+    def within(self, start: int, end: int) -> list[BlockRun]:
         """The written runs of [start, end), cut to it."""
         first, last = self._overlapping(start, end)
         return [run.cut(start, end) for run in self._runs[first:last]]
 
-    def first_after(self, block: int, end: int) -> Run | None:
+    def first_after(self, block: int, end: int) -> BlockRun | None:
         """The first written run that ends after `block` and begins before `end`, cut to [block, end)."""
         first, last = self._overlapping(block, end)
         return self._runs[first].cut(block, end) if first < last else None
 
-    def set(self, run: Run) -> list[SlotRun]:
+    def set(self, run: BlockRun) -> list[SlotRun]:
         """Map `run`; the slots that are now mapped no more."""
         first, last = self._overlapping(run.start, run.end)
         old = self._runs[first:last]
@@ -104,7 +104,7 @@ class BlockMap:
         self._starts[first:last] = [part.start for part in joined]
         return freed
 
-    def growth(self, run: Run) -> int:
+    def growth(self, run: BlockRun) -> int:
         """At most how many runs there are more, or at least how many fewer, once `run` is set."""
         first, last = self._overlapping(run.start, run.end)
         old = self._runs[first:last]

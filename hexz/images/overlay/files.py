@@ -9,7 +9,7 @@ import os
 import struct
 
 from hexz.images.folder import FileLocation, Folder
-from hexz.images.overlay.blockmap import BlockMap, Run
+from hexz.images.overlay.blockmap import BlockMap, BlockRun
 from hexz.images.overlay.journal import HEAD_SIZE, RECORD_SIZE, Head, JournalError, build_head, build_mark, build_record
 from hexz.images.overlay.journal import record_seed as seed_of
 from hexz.images.overlay.recovery import JOURNAL_SUFFIX, OverlayError
@@ -164,7 +164,7 @@ class JournalFile:
         folder.sync()
         self.sound = True
 
-    def append(self, records: list[tuple[Run, int]]) -> None:
+    def append(self, records: list[tuple[BlockRun, int]]) -> None:
         """Append runs with their CRC-32.
 
         Raises: OSError; nothing of them counts then, unless it is not `sound` any more: then only `begin` is sure.

@@ -28,7 +28,7 @@ import zlib
 from typing import Any, NamedTuple
 
 from hexz.errors import JsonError
-from hexz.images.overlay.blockmap import Run
+from hexz.images.overlay.blockmap import BlockRun
 from hexz.jsontext import load_json
 
 __all__ = ["HEAD_SIZE", "RECORD_SIZE", "Head", "JournalError", "Record", "build_head", "parse_head", "parse_records"]
@@ -67,7 +67,7 @@ class Head(NamedTuple):
 class Record(NamedTuple):
     """Blocks that were written, with the CRC-32 of their bytes; a mark has no blocks."""
 
-    run: Run
+    run: BlockRun
     crc: int
 
     @property
@@ -114,7 +114,7 @@ def parse_head(data: bytes) -> Head:
     return head
 
 
-def build_record(run: Run, crc: int, seed: int) -> bytes:
+def build_record(run: BlockRun, crc: int, seed: int) -> bytes:
     """One record's bytes; `seed` is `record_seed` of the head."""
     body = _BODY.pack(run.start, run.slot, run.length, crc)
     return body + _CRC.pack(zlib.crc32(body, seed))
@@ -122,7 +122,7 @@ def build_record(run: Run, crc: int, seed: int) -> bytes:
 
 def build_mark(before: int, seed: int) -> bytes:
     """A mark behind `before` records."""
-    return build_record(Run(before, 0, 0), 0, seed)
+    return build_record(BlockRun(before, 0, 0), 0, seed)
 
 
 def record_seed(head: bytes) -> int:
@@ -139,5 +139,5 @@ def parse_records(data: bytes, head: Head, seed: int, before: int = 0) -> list[R
         possible = start + count <= blocks if count else start == before + len(records)
         if zlib.crc32(body, seed) != crc or not possible:
             break
-        records.append(Record(Run(start, count, slot), data_crc))
+        records.append(Record(BlockRun(start, count, slot), data_crc))
     return records

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from hexz.images.backend import ImageError
-from hexz.images.overlay.blockmap import ZERO_SLOT, BlockMap, Run
+from hexz.images.overlay.blockmap import ZERO_SLOT, BlockMap, BlockRun
 from hexz.images.overlay.journal import (
     HEAD_SIZE,
     RECORD_SIZE,
@@ -52,7 +52,7 @@ class Recovered(NamedTuple):
 
     written: BlockMap
     unmarked: int
-    unflushed: list[tuple[Run, int]]
+    unflushed: list[tuple[BlockRun, int]]
 
 
 def read_head(path: str, journal: int) -> Head:
@@ -73,7 +73,7 @@ def recover(path: str, journal: int, head: Head, data: int) -> Recovered:
         if record.is_mark:
             sure = number
     written = BlockMap()
-    unflushed: list[tuple[Run, int]] = []
+    unflushed: list[tuple[BlockRun, int]] = []
     unmarked = lost = 0
     for number, record in enumerate(_records(journal, head)):
         if number > sure:
@@ -103,7 +103,7 @@ def _records(journal: int, head: Head) -> Iterator[Record]:
             return
 
 
-def crc_of(data: int, run: Run, block_size: int) -> int:
+def crc_of(data: int, run: BlockRun, block_size: int) -> int:
     """The CRC-32 of a run's bytes in the data file; -1 when it ends before them.  Raises: OSError."""
     crc = 0
     position, end = run.slot * block_size, (run.slot + run.length) * block_size

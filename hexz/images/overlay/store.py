@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from hexz.images.backend import BackendDown, ImageError, NotAble
 from hexz.images.folder import FileLocation
-from hexz.images.overlay.blockmap import ZERO_SLOT, BlockMap, Run, SlotRun, Slots
+from hexz.images.overlay.blockmap import ZERO_SLOT, BlockMap, BlockRun, SlotRun, Slots
 from hexz.images.overlay.files import JournalFile, OverlayFiles, OverlayInUse, pwrite_all
 from hexz.images.overlay.journal import Head
 from hexz.images.overlay.recovery import (
@@ -229,7 +229,7 @@ class OverlayStore:
                 self._zero_bytes(offset, end)
                 return
             self._zero_bytes(offset, first * size)
-            self._append([(Run(first, last - first, ZERO_SLOT), 0)])
+            self._append([(BlockRun(first, last - first, ZERO_SLOT), 0)])
             self._zero_bytes(min(last * size, end), end)
 
     def _begin(self) -> None:
@@ -256,7 +256,7 @@ class OverlayStore:
         zeros = [self._is_zero(data[at : at + size]) for at in range(0, len(data), size)]
         self._check_room(zeros.count(False))
         taken: list[SlotRun] = []
-        records: list[tuple[Run, int]] = []
+        records: list[tuple[BlockRun, int]] = []
         at = 0
         try:
             while at < count:
@@ -264,7 +264,7 @@ class OverlayStore:
                 while stop < count and zeros[stop] == zeros[at]:
                     stop += 1
                 if zeros[at]:
-                    records.append((Run(block + at, stop - at, ZERO_SLOT), 0))
+                    records.append((BlockRun(block + at, stop - at, ZERO_SLOT), 0))
                 else:
                     slots = self._slots.take(stop - at)
                     taken += slots
@@ -283,10 +283,10 @@ class OverlayStore:
     def _is_zero(self, block: memoryview) -> bool:
         return not any(block[:16]) and block.tobytes() == self._zero_block
 
-    def _write_slots(self, block: int, data: memoryview, taken: list[SlotRun]) -> list[tuple[Run, int]]:
+    def _write_slots(self, block: int, data: memoryview, taken: list[SlotRun]) -> list[tuple[BlockRun, int]]:
         """Put whole blocks into free slots; what the journal has to say of them."""
         size = self.block_size
-        records: list[tuple[Run, int]] = []
+        records: list[tuple[BlockRun, int]] = []
         file = self._files.writable()
         for slots in taken:
             part, data = data[: slots.length * size], data[slots.length * size :]
@@ -294,7 +294,7 @@ class OverlayStore:
                 pwrite_all(file, part, slots.slot * size)
             except OSError as error:
                 raise _trouble(self.path, error) from error
-            records.append((Run(block, slots.length, slots.slot), zlib.crc32(part)))
+            records.append((BlockRun(block, slots.length, slots.slot), zlib.crc32(part)))
             block += slots.length
         return records
 
@@ -320,7 +320,7 @@ class OverlayStore:
     def _over_quota(self, count: int) -> bool:
         return bool(self.quota) and (self._slots.in_use + count) * self.block_size > self.quota
 
-    def _append(self, records: list[tuple[Run, int]]) -> None:
+    def _append(self, records: list[tuple[BlockRun, int]]) -> None:
         """Make `records` part of the journal, then of the map; called with _writing."""
         # How often blocks are written between two flushes, and that zeros take no place, must not let it grow.
         if self._journal.records + len(records) > max(COMPACT_AT, 4 * len(self._map)):
@@ -397,7 +397,7 @@ class OverlayStore:
                 pwrite_all(self._files.writable(), memoryview(part), position)
                 position += len(part)
 
-    def _check_kept(self, run: Run, crc: int) -> None:
+    def _check_kept(self, run: BlockRun, crc: int) -> None:
         if crc_of(self._files.data, run, self.block_size) != crc:
             raise OverlayError(self.path, "the disk lost what had been written since the last flush: reopen it")
 

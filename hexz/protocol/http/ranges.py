@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-__all__ = ["MAX_RANGES", "Span", "Unsatisfiable", "parse_range"]
+__all__ = ["MAX_RANGES", "ByteRange", "Unsatisfiable", "parse_range"]
 
 MAX_RANGES = 100
 """Most ranges answered; beyond it the header is ignored (RFC 9110 section 17.15)."""
@@ -17,7 +17,7 @@ _SET = re.compile(r"[ \t,]*([0-9]*-[0-9]*(?:[ \t]*,(?:[ \t]*[0-9]*-[0-9]*)?)*)[ 
 _MANY_DIGITS = 19
 
 
-class Span(NamedTuple):
+class ByteRange(NamedTuple):
     """`length` bytes from `start` on."""
 
     start: int
@@ -33,7 +33,7 @@ class Unsatisfiable(Exception):
     """Well-formed ranges, none of which overlaps the representation (status 416)."""
 
 
-def parse_range(value: str, size: int) -> list[Span] | None:
+def parse_range(value: str, size: int) -> list[ByteRange] | None:
     """The spans that `value` asks of a representation of `size` bytes, joined where they touch.
 
     None means to ignore the header: another unit, malformed, or abusive.
@@ -45,7 +45,7 @@ def parse_range(value: str, size: int) -> list[Span] | None:
     specs = [spec.strip(" \t").partition("-") for spec in listed.split(",") if "-" in spec]
     if len(specs) > MAX_RANGES:
         return None
-    spans: list[Span] = []
+    spans: list[ByteRange] = []
     for first_digits, _, last_digits in specs:
         if not first_digits and not last_digits:
             return None
@@ -55,11 +55,11 @@ def parse_range(value: str, size: int) -> list[Span] | None:
                 return None
             if first < size:
                 stop = min(last + 1, size) if last_digits else size
-                spans.append(Span(first, stop - first))
+                spans.append(ByteRange(first, stop - first))
         elif last:
             if not size:
                 return None  # satisfiable by section 14.1.2, yet no Content-Range can say "nothing"
-            spans.append(Span(max(size - last, 0), min(last, size)))
+            spans.append(ByteRange(max(size - last, 0), min(last, size)))
     if not spans:
         raise Unsatisfiable
     return spans if len(spans) == 1 else _coalesce(spans, size)
@@ -74,7 +74,7 @@ def _number(digits: str) -> int:
     return int(digits) if digits else 0
 
 
-def _coalesce(spans: list[Span], size: int) -> list[Span] | None:
+def _coalesce(spans: list[ByteRange], size: int) -> list[ByteRange] | None:
     """The spans in the order asked for, neighbours joined; None when they overlap like an attack."""
     joined = [spans[0]]
     overlaps = 0
@@ -82,7 +82,7 @@ def _coalesce(spans: list[Span], size: int) -> list[Span] | None:
         before = joined[-1]
         overlaps += any(span.start < other.end and other.start < span.end for other in joined)
         if before.start <= span.start <= before.end + PART_OVERHEAD:
-            joined[-1] = Span(before.start, max(before.end, span.end) - before.start)
+            joined[-1] = ByteRange(before.start, max(before.end, span.end) - before.start)
         else:
             joined.append(span)
     total = sum(span.length for span in joined)

@@ -1,7 +1,7 @@
 """Responses as values, and the one place that turns a request for a representation into the right one.
 
 A body is a list of parts: bytes as they are, or a `Piece` of something that is read
-while it is sent (`Source`), so that a response of any length is a few small values.
+while it is sent (`ByteSource`), so that a response of any length is a few small values.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol, Union
 from hexz.protocol.http.conditions import Validators, evaluate, range_applies
 from hexz.protocol.http.dates import format_date
 from hexz.protocol.http.head import RequestHead
-from hexz.protocol.http.ranges import Span, Unsatisfiable, parse_range
+from hexz.protocol.http.ranges import ByteRange, Unsatisfiable, parse_range
 
 __all__ = [
     "IMMUTABLE",
@@ -26,7 +26,7 @@ __all__ = [
     "Repeat",
     "Representation",
     "Response",
-    "Source",
+    "ByteSource",
     "error_response",
     "json_response",
     "pack_head",
@@ -45,7 +45,7 @@ VOLATILE = ("Cache-Control", "no-store")
 """For what is true now, and has nothing to ask about later."""
 
 
-class Source(Protocol):
+class ByteSource(Protocol):
     """Something that gives its bytes in spans."""
 
     def read(self, offset: int, length: int) -> Sequence[bytes | memoryview]:
@@ -55,7 +55,7 @@ class Source(Protocol):
 class Piece(NamedTuple):
     """`length` bytes of `source` from `offset` on."""
 
-    source: Source
+    source: ByteSource
     offset: int
     length: int
 
@@ -102,7 +102,7 @@ class Representation(NamedTuple):
     RFC 9110 section 14.2 allows and clients that fetch in slices need.
     """
 
-    source: Source
+    source: ByteSource
     size: int
     content_type: str
     validators: Validators | None
@@ -190,7 +190,7 @@ def _error(
 
 def _partial(
     representation: Representation,
-    spans: list[Span],
+    spans: list[ByteRange],
     headers: tuple[tuple[str, str], ...],
     max_range: int,
     done: Callable[[], None] | None,
@@ -222,11 +222,11 @@ def _partial(
     return Response(206, (*identity, kind), tuple(parts), total + len(end), done)
 
 
-def _clamp(spans: list[Span], most: int) -> list[Span]:
-    kept: list[Span] = []
+def _clamp(spans: list[ByteRange], most: int) -> list[ByteRange]:
+    kept: list[ByteRange] = []
     for start, length in spans:
         if most <= 0:
             break
-        kept.append(Span(start, min(length, most)))
+        kept.append(ByteRange(start, min(length, most)))
         most -= length
     return kept

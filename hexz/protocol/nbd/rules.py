@@ -18,10 +18,10 @@ from hexz.protocol.nbd.constants import (
     WRITING_COMMANDS,
 )
 
-__all__ = ["Refusal", "Request", "refusal"]
+__all__ = ["NbdRefusal", "NbdRequest", "refusal"]
 
 
-class Request(NamedTuple):
+class NbdRequest(NamedTuple):
     """One request; `offset` and `length` in bytes, unchecked."""
 
     flags: int
@@ -31,7 +31,7 @@ class Request(NamedTuple):
     length: int
 
 
-class Refusal(NamedTuple):
+class NbdRefusal(NamedTuple):
     """Why a request is refused: the NBD error and a line for people."""
 
     error: int
@@ -42,8 +42,8 @@ _FLAGS = {CMD_READ: CMD_FLAG_DF, CMD_BLOCK_STATUS: CMD_FLAG_REQ_ONE, CMD_CACHE: 
 
 
 def refusal(
-    request: Request, size: int, chunked: bool, extended: bool, has_contexts: bool, unfragmented: int
-) -> Refusal | None:
+    request: NbdRequest, size: int, chunked: bool, extended: bool, has_contexts: bool, unfragmented: int
+) -> NbdRefusal | None:
     """Why `request` cannot be done on an export of `size` bytes, or None.
 
     `chunked` says that structured or extended replies were negotiated; a read that must
@@ -53,23 +53,23 @@ def refusal(
     """
     command = request.command
     if command in WRITING_COMMANDS:
-        return Refusal(NBD_EPERM, "the export is read-only")
+        return NbdRefusal(NBD_EPERM, "the export is read-only")
     allowed = _FLAGS.get(command)
     if allowed is None:
-        return Refusal(NBD_EINVAL, f"command {command} is not offered")
+        return NbdRefusal(NBD_EINVAL, f"command {command} is not offered")
     flags = request.flags & ~(CMD_FLAG_PAYLOAD_LEN if extended else 0)
     if flags & ~(allowed if chunked else 0):
-        return Refusal(NBD_EINVAL, f"flags {request.flags:#x} do not go with command {command}")
+        return NbdRefusal(NBD_EINVAL, f"flags {request.flags:#x} do not go with command {command}")
     if request.flags & CMD_FLAG_PAYLOAD_LEN:
-        return Refusal(NBD_EINVAL, "this command has no payload")
+        return NbdRefusal(NBD_EINVAL, "this command has no payload")
     if command == CMD_BLOCK_STATUS and not has_contexts:
-        return Refusal(NBD_EINVAL, "no meta context was negotiated")
+        return NbdRefusal(NBD_EINVAL, "no meta context was negotiated")
     if command == CMD_BLOCK_STATUS and not request.length:
-        return Refusal(NBD_EINVAL, "block status of no bytes")
+        return NbdRefusal(NBD_EINVAL, "block status of no bytes")
     if request.offset + request.length > size:
-        return Refusal(NBD_EINVAL, f"{request.offset}+{request.length} is past the end at {size}")
+        return NbdRefusal(NBD_EINVAL, f"{request.offset}+{request.length} is past the end at {size}")
     if command == CMD_READ and request.length > MAX_READ:
-        return Refusal(NBD_EINVAL, f"a read has at most {MAX_READ} bytes")
+        return NbdRefusal(NBD_EINVAL, f"a read has at most {MAX_READ} bytes")
     if command == CMD_READ and flags & CMD_FLAG_DF and request.length > unfragmented:
-        return Refusal(NBD_EOVERFLOW, f"one chunk has at most {unfragmented} bytes")
+        return NbdRefusal(NBD_EOVERFLOW, f"one chunk has at most {unfragmented} bytes")
     return None

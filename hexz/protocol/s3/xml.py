@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 from urllib.parse import quote
 
-from hexz.protocol.pages import Page
+from hexz.protocol.pages import ListingPage
 from hexz.protocol.s3.errors import S3Error
 from hexz.protocol.s3.listing import continuation_token
 
@@ -19,7 +19,7 @@ __all__ = [
     "ACL",
     "OWNER_ID",
     "Bucket",
-    "Entry",
+    "ObjectEntry",
     "ListRequest",
     "attributes_document",
     "document",
@@ -49,7 +49,7 @@ class Bucket(NamedTuple):
     created: float
 
 
-class Entry(NamedTuple):
+class ObjectEntry(NamedTuple):
     """An object in a list; `modified` in seconds since 1970, `etag` without quotes."""
 
     key: str
@@ -129,7 +129,7 @@ def list_buckets(buckets: Iterable[Bucket], prefix: str, next_token: str | None)
     return document("ListAllMyBucketsResult", content)
 
 
-def list_objects(asked: ListRequest, page: Page, entries: Sequence[Entry]) -> bytes:
+def list_objects(asked: ListRequest, page: ListingPage, entries: Sequence[ObjectEntry]) -> bytes:
     """ListBucketResult of version 1 or 2; `entries` are the objects of `page`."""
 
     def name(tag: str, text: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from hexz.errors import NoSuchSnapshot
 from hexz.format.metadata import MAX_FILES, ArchivedFile
-from hexz.protocol.http.responses import Source
+from hexz.protocol.http.responses import ByteSource
 from hexz.snapshot import Snapshot, Stream
 
 __all__ = [
@@ -41,7 +41,7 @@ FILE_BYTES = 256 << 10
 class Contents(NamedTuple):
     """Some bytes of a snapshot: where they come from, how many, of what kind, and their strong entity tag."""
 
-    source: Source
+    source: ByteSource
     size: int
     content_type: str
     etag: str

@@ -15,7 +15,7 @@ from hexz.metrics.labels import READ
 from hexz.protocol.http.conditions import Validators
 from hexz.protocol.http.head import RequestError
 from hexz.protocol.http.ranges import Unsatisfiable, parse_range
-from hexz.protocol.http.responses import REVALIDATE, VOLATILE, Piece, Representation, Response, Source, represent
+from hexz.protocol.http.responses import REVALIDATE, VOLATILE, ByteSource, Piece, Representation, Response, represent
 from hexz.protocol.images import MAX_OPERATION, Zero, flag, parse_content_range, parse_operation
 from hexz.servers.images.bodies import SessionSource
 from hexz.servers.images.requests import Refusal, Resource, json_answer
@@ -220,7 +220,7 @@ class ImageData(Resource):
         return Refusal(416, "range not satisfiable", ("Content-Range", f"bytes */{session.size}"))
 
 
-def _from(source: Source, response: Response) -> Response:
+def _from(source: ByteSource, response: Response) -> Response:
     """The same response read from another source."""
     parts = (part._replace(source=source) if isinstance(part, Piece) else part for part in response.body)
     return response._replace(body=tuple(parts))

@@ -14,7 +14,7 @@ from hexz.protocol.nbd.constants import (
     STATE_HOLE,
     STATE_ZERO,
 )
-from hexz.protocol.nbd.rules import Request
+from hexz.protocol.nbd.rules import NbdRequest
 from hexz.snapshot import PARENT, ZERO, Effort, Extent, Stream
 
 __all__ = ["describe"]
@@ -24,7 +24,7 @@ MAX_BLOCKS = 65536
 
 
 def describe(
-    stream: Stream, size: int, request: Request, contexts: tuple[str, ...]
+    stream: Stream, size: int, request: NbdRequest, contexts: tuple[str, ...]
 ) -> list[tuple[int, list[tuple[int, int]]]]:
     """For each context its id and (bytes, flags) of the extents of the request's span, from its offset on.
 

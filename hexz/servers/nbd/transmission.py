@@ -30,7 +30,7 @@ from hexz.protocol.nbd.replies import (
     ChunkedReplies,
     simple_error,
 )
-from hexz.protocol.nbd.rules import Refusal, Request, refusal
+from hexz.protocol.nbd.rules import NbdRefusal, NbdRequest, refusal
 from hexz.servers.connection import SILENT_S, Connection
 from hexz.servers.nbd.counting import NbdCounting
 from hexz.servers.nbd.misses import Cold, ColdReads, MissPool
@@ -284,7 +284,7 @@ class Transmission:
         if magic != self._magic:
             log.info("%s: a request without its magic: framing is lost", self._connection.peer)
             return False
-        request = Request(*fields)
+        request = NbdRequest(*fields)
         if request.command == c.CMD_DISC:
             return False
         if request.command == c.CMD_WRITE or request.flags & c.CMD_FLAG_PAYLOAD_LEN:
@@ -313,7 +313,7 @@ class Transmission:
 
     # Answering
 
-    def _answer(self, request: Request, lone: bool) -> None:
+    def _answer(self, request: NbdRequest, lone: bool) -> None:
         """Queue the reply of one request, or hand it to the pool."""
         refused = self._refusal(request)
         if refused is not None:
@@ -332,20 +332,20 @@ class Transmission:
             self._put_status(request)
             self._counting.answered(request.command, 0, before)
 
-    def _refusal(self, request: Request) -> Refusal | None:
+    def _refusal(self, request: NbdRequest) -> NbdRefusal | None:
         if self._connection.draining:
-            return Refusal(c.NBD_ESHUTDOWN, "the server is stopping")
+            return NbdRefusal(c.NBD_ESHUTDOWN, "the server is stopping")
         return refusal(
             request, self._size, self._chunks is not None, self._extended, bool(self._contexts), self._outbox.most
         )
 
-    def _put_ok(self, request: Request) -> None:
+    def _put_ok(self, request: NbdRequest) -> None:
         if self._chunks is None:
             self._outbox.put_bytes(simple_error(0, request.cookie))
         else:
             self._outbox.put_bytes(self._chunks.done(request.cookie, request.offset))
 
-    def _put_status(self, request: Request) -> None:
+    def _put_status(self, request: NbdRequest) -> None:
         assert self._chunks is not None
         try:
             contexts = describe(self._stream, self._size, request, self._contexts)
@@ -354,7 +354,7 @@ class Transmission:
             return
         self._outbox.put_bytes(self._chunks.status(request.cookie, request.offset, contexts))
 
-    def _read(self, request: Request, lone: bool) -> None:
+    def _read(self, request: NbdRequest, lone: bool) -> None:
         counting = self._counting
         read = (request.cookie, request.offset, request.length, bool(request.flags & c.CMD_FLAG_DF))
         if not request.length:
@@ -378,7 +378,7 @@ class Transmission:
             self._answer_loaded()
         return True
 
-    def _is_cold(self, read: Request) -> bool:
+    def _is_cold(self, read: NbdRequest) -> bool:
         """Whether the read has to wait for a block; a long one is never: it is sent while it is loaded."""
         inside = min(read.length, self._stream.size - read.offset)
         return read.length <= self._outbox.most and inside > 0 and self._stream.read_cached(read.offset, inside) is None

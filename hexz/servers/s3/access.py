@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from hexz.access import Gate, Refusal, foreign_write, wrong_host
+from hexz.access import AccessRefusal, Gate, foreign_write, wrong_host
 from hexz.errors import ConfigError
 from hexz.exposure import OWN, Grant
 from hexz.protocol.http.head import RequestHead
@@ -166,7 +166,7 @@ class S3Policy:
 _CODES = {403: "AccessDenied", 421: "InvalidRequest", 429: "SlowDown"}
 
 
-def _answer(refusal: Refusal, head: RequestHead | None) -> Response:
+def _answer(refusal: AccessRefusal, head: RequestHead | None) -> Response:
     """What S3's clients understand of a refusal."""
     message = None if refusal.status == 429 else refusal.message
     error = S3Error(_CODES[refusal.status], message, (), refusal.headers)

@@ -11,7 +11,7 @@ from hexz.catalog import Catalog, Lease
 from hexz.errors import NoSuchSnapshot
 from hexz.protocol.s3.errors import S3Error
 from hexz.protocol.s3.keys import INFO, bucket_of
-from hexz.protocol.s3.xml import Entry
+from hexz.protocol.s3.xml import ObjectEntry
 from hexz.servers.http.objects import (
     ARCHIVE_FOLDER,
     OCTETS,
@@ -85,15 +85,15 @@ class Objects:
         """Whether the object is made of the snapshot's own file alone, of whose parents nothing is in it."""
         return key in self._plain and key not in self._snapshot.streams
 
-    def entry(self, key: str) -> Entry:
+    def entry(self, key: str) -> ObjectEntry:
         """The object called `key`, one of `keys`, as it is listed."""
         modified = self._snapshot.mtime
         plain = self._plain.get(key)
         if plain is None and self._archive is not None:
             file = self._archive.files[key]
-            return Entry(key, modified, archived_etag(self._snapshot, file), file.size)
+            return ObjectEntry(key, modified, archived_etag(self._snapshot, file), file.size)
         contents = self.get(key)
-        return Entry(key, modified, contents.etag, contents.size)
+        return ObjectEntry(key, modified, contents.etag, contents.size)
 
 
 class Buckets:
