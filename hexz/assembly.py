@@ -22,7 +22,7 @@ from hexz.daemon.systemd import Notifier
 from hexz.errors import ConfigError, HexzError
 from hexz.exposure import Place, Reach, tcp_place
 from hexz.options import Options
-from hexz.sealed import SealPolicy
+from hexz.sealed import SealPolicy, Seals
 from hexz.secrets import CREDENTIALS, read_password, read_seal_key, unused_credentials
 from hexz.servers.accept_loop import AcceptLoop
 from hexz.servers.addresses import Address, TcpAddress, UnixAddress, open_socket, place_of, url_at, url_of
@@ -96,6 +96,8 @@ def assemble(
             running.warn(line)
         return listener
 
+    if options.seal_key_file:
+        running.on_reload("seal key", partial(_reload_seal_key, catalog.context.seals, options.seal_key_file))
     for line in catalog.take_warnings():
         running.warn(line)
     for line in catalog.skipped.values():
@@ -122,6 +124,11 @@ def assemble(
         raise
     running.live_by(lifecycle, control)
     return running
+
+
+def _reload_seal_key(seals: Seals, path: str) -> None:
+    """Raises: ConfigError, and then the old key stays."""
+    seals.change_key(read_seal_key(path))
 
 
 def describe_listeners(settings: Settings, passed: list[tuple[str, socket.socket]]) -> list[str]:

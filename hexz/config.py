@@ -212,7 +212,7 @@ def _reading(group: argparse._ArgumentGroup) -> None:
         action="store_true",
         help="serve no snapshot without a seal (FILE.sum) beside it and its parents; with --seal-key-file a keyed one",
     )
-    group.add_argument("--seal-key-file", metavar="FILE", help="key that keyed seals are checked with")
+    group.add_argument("--seal-key-file", metavar="FILE", help="key of keyed seals; read again on SIGHUP")
     group.add_argument(
         "--parent-dir",
         action="append",

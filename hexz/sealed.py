@@ -31,7 +31,7 @@ from hexz.format.seal import (
 )
 from hexz.storage import LocalFile, SealFacts, Storage
 
-__all__ = ["NO_POLICY", "SealCache", "SealPolicy", "SealedFile", "open_storage"]
+__all__ = ["NO_POLICY", "SealCache", "SealPolicy", "SealedFile", "Seals", "open_storage"]
 
 CACHE_BYTES = 4 << 20
 """Checked leaves and nodes kept for all files of a process together."""
@@ -51,6 +51,17 @@ class SealPolicy(NamedTuple):
 
 NO_POLICY = SealPolicy()
 """No seal is demanded, and a plain one is checked where there is one."""
+
+
+class Seals:
+    """The policy for what is opened from now on; what is open stays checked with the key that it was opened with."""
+
+    def __init__(self, policy: SealPolicy = NO_POLICY) -> None:
+        self.policy = policy
+
+    def change_key(self, key: bytes | None) -> None:
+        """Check keyed seals with another key."""
+        self.policy = self.policy._replace(key=key)
 
 
 class SealCache:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from hexz.cache import BlockCache, ByteBudget, Workers
 from hexz.metrics import Metrics
-from hexz.sealed import NO_POLICY, SealCache, SealPolicy
+from hexz.sealed import NO_POLICY, SealCache, SealPolicy, Seals
 from hexz.snapshot.manifests import Manifests
 from hexz.snapshot.pages import PageCache
 
@@ -42,9 +42,9 @@ class OpenContext(NamedTuple):
     decoding: ByteBudget
     manifests: Manifests
     sealed_pieces: SealCache
+    seals: Seals
     password: bytes | None = None
     parent_dirs: tuple[str, ...] = ()
-    seals: SealPolicy = NO_POLICY
     follow_parents: bool = True
     """Snapshots that name parents are opened at all."""
     require_encrypted: bool = False
@@ -84,5 +84,5 @@ def new_context(
     pages = PageCache(index, max(cache_size, SMALLEST_LASTING))
     decoding = ByteBudget(min(max(cache_size // 4, SMALLEST_DECODING), LARGEST_DECODING))
     return OpenContext(
-        blocks, pages, threads, metrics, {}, decoding, Manifests(), SealCache(), password, parent_dirs, seals
+        blocks, pages, threads, metrics, {}, decoding, Manifests(), SealCache(), Seals(seals), password, parent_dirs
     )

@@ -87,7 +87,7 @@ def open_snapshot(path: str, context: OpenContext) -> Snapshot:
 def _open(path: str, real: str, context: OpenContext, family: _Family) -> Snapshot:
     """Open the file at `real`, which messages call `path`."""
     # What was found out about the real path holds for what is opened: no link on it is followed any more.
-    storage = open_storage(real, context.seals, context.sealed_pieces, resolved=True)
+    storage = open_storage(real, context.seals.policy, context.sealed_pieces, resolved=True)
     shared = context.opened.get((storage.name, storage.identity))
     if shared is not None and storage.identity not in family.line and shared.retain():
         if shared.look():

@@ -282,6 +282,48 @@ def test_a_newer_file_with_the_old_seal_is_refused_and_the_old_one_stays(snap: P
         assert served() == new
 
 
+def test_the_key_is_read_again(snap: Path, tmp_path: Path) -> None:
+    """SIGHUP, before the snapshots: seals of the new key are taken, those of the old one no more.
+
+    What is open stays as it is while its seal does not fit, or the file of the key cannot be used.
+    """
+    secret = write_secret(tmp_path / "key", SECRET)
+    old, new = samples.image(300_000, seed=4), samples.image(300_000, seed=5)
+    other = b"another secret behind keyed seals"
+
+    def replace(data: bytes, key: bytes) -> None:
+        (tmp_path / "raw").write_bytes(data)
+        pack(str(tmp_path / "raw"), str(tmp_path / "newer.hxz"))
+        write_seal(tmp_path / "newer.hxz", key)
+        os.rename(seal_path(tmp_path / "newer.hxz"), seal_path(snap))
+        os.rename(tmp_path / "newer.hxz", snap)
+
+    replace(old, KEY)
+    with Server("--http-port", 0, "--require-seal", "--seal-key-file", secret, snap) as server:
+
+        def served() -> bytes:
+            return requests.get(f"{server.http}/disk", timeout=DEADLINE_S).content
+
+        def reload() -> str:
+            done, length = server.stderr().count("reloaded: "), len(server.stderr())
+            server.process.send_signal(signal.SIGHUP)
+            wait_for(lambda: server.stderr().count("reloaded: ") > done)
+            return server.stderr()[length:]
+
+        replace(new, seal_key(other))
+        assert "was made with another key" in reload()
+        assert served() == old
+        write_secret(secret, b"short")
+        assert "seal key not reloaded: " in reload()
+        assert served() == old
+        write_secret(secret, other)
+        assert "1 replaced" in reload()
+        assert served() == new
+        replace(old, KEY)
+        assert "was made with another key" in reload()
+        assert served() == new
+
+
 @pytest.mark.parametrize(
     ("arguments", "make", "status", "says"),
     [
