@@ -95,7 +95,7 @@ def write_images(folder: Path) -> None:
         "bad": {"backend": "tape"},
     }.items():
         (images / image).write_text(json.dumps(fields))
-        (images / image).chmod(0o644)
+        (images / image).chmod(0o600 if "token" in fields else 0o644)
 
 
 class Daemon:
