@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 
 __all__ = [
+    "AlreadyRunning",
     "BadRequest",
     "BlockError",
     "ConfigError",
@@ -32,7 +33,6 @@ __all__ = [
     "SealKeyNeeded",
     "SealMismatch",
     "SealMissing",
-    "ShuttingDown",
     "SnapshotError",
     "SnapshotNotFound",
     "SnapshotTooLarge",
@@ -255,12 +255,23 @@ class Overloaded(HexzError):
     nbd_errno = errno.ENOMEM
 
 
-class ShuttingDown(HexzError):
-    """The daemon is draining and takes no new work."""
+class HandedOver(HexzError):
+    """A successor has what was asked for: the request is for that process, with the connection that it came by."""
 
     http_status = 503
     nbd_errno = errno.ESHUTDOWN
 
 
-class HandedOver(ShuttingDown):
-    """A successor has what was asked for: the request is for that process, with the connection that it came by."""
+class AlreadyRunning(HexzError):
+    """Another daemon holds the pid file."""
+
+    exit_status = 69
+
+    def __init__(self, path: str, pid: int) -> None:
+        what = (
+            f"a daemon is running already, pid {pid}"
+            if pid
+            else "another process has locked it: name another with --pid-file"
+        )
+        super().__init__(f"{path}: {what}")
+        self.pid = pid

@@ -8,8 +8,8 @@ import os
 from typing import NamedTuple
 
 from hexz.daemon.logs import LogFiles, candidate_folders
-from hexz.daemon.pidfile import AlreadyRunning, PidFile, facts_of, running_pid
-from hexz.errors import ConfigError, SystemFailure, UsageError
+from hexz.daemon.pidfile import PidFile, facts_of, running_pid
+from hexz.errors import AlreadyRunning, ConfigError, SystemFailure, UsageError
 
 __all__ = ["TakenFiles", "default_pid_file", "take_files", "who_listens"]
 

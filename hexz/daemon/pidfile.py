@@ -21,10 +21,10 @@ import stat
 import time
 from typing import Any
 
-from hexz.errors import ConfigError, HexzError, JsonError, SystemFailure
+from hexz.errors import AlreadyRunning, ConfigError, JsonError, SystemFailure
 from hexz.jsontext import load_json
 
-__all__ = ["AlreadyRunning", "PidFile", "facts_of", "running_pid", "stop_running"]
+__all__ = ["PidFile", "facts_of", "running_pid", "stop_running"]
 
 log = logging.getLogger("hexz.daemon")
 
@@ -39,21 +39,6 @@ MODE = 0o600
 """Nobody else may open the file: whoever can read it can lock it (flock(2))."""
 BUSY_TRIES = 10
 """How often a lock without a pid is tried again: another process may look at it just now, or take it."""
-
-
-class AlreadyRunning(HexzError):
-    """Another daemon holds the pid file."""
-
-    exit_status = 69
-
-    def __init__(self, path: str, pid: int) -> None:
-        what = (
-            f"a daemon is running already, pid {pid}"
-            if pid
-            else "another process has locked it: name another with --pid-file"
-        )
-        super().__init__(f"{path}: {what}")
-        self.pid = pid
 
 
 class PidFile:

@@ -6,47 +6,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator, Sequence
 from typing import NamedTuple
 
-from hexz.errors import HexzError
+from hexz.images.errors import NotAble
 
 __all__ = [
     "Abilities",
     "Backend",
-    "BackendDown",
-    "BackendError",
-    "ImageError",
     "ImageExtent",
-    "NotAble",
     "Replacement",
     "Session",
     "coalesced",
 ]
-
-
-class ImageError(HexzError):
-    """Trouble with what is behind an image: `where` it is concerns the log alone, `reason` is for everybody."""
-
-    def __init__(self, where: str, reason: str) -> None:
-        super().__init__(f"{where}: {reason}")
-        self.where = where
-        self.reason = reason
-
-
-class BackendError(ImageError):
-    """The image's own storage said no, or something that makes no sense."""
-
-    http_status = 502
-
-
-class BackendDown(BackendError):
-    """The image's storage cannot be reached now; trying again later may help."""
-
-    http_status = 503
-
-
-class NotAble(HexzError):
-    """This image cannot do what was asked of it."""
-
-    http_status = 405
 
 
 class ImageExtent(NamedTuple):

@@ -11,8 +11,9 @@ import stat
 from collections.abc import Generator, Iterator, Sequence
 
 from hexz.errors import NoSuchSnapshot, StorageError
-from hexz.images.backend import Abilities, Backend, BackendError, ImageExtent, Replacement, Session
+from hexz.images.backend import Abilities, Backend, ImageExtent, Replacement, Session
 from hexz.images.buffers import transfer_buffer
+from hexz.images.errors import BackendError, FileFull, NotRaw
 from hexz.images.folder import FileLocation, Folder
 
 __all__ = ["FileBackend"]
@@ -21,18 +22,6 @@ log = logging.getLogger("hexz.images")
 
 DEFAULT_BLOCK = 4096
 QCOW2_MAGIC = b"QFI\xfb"
-
-
-class NotRaw(BackendError):
-    """The file is no raw image."""
-
-    http_status = 500
-
-
-class FileFull(BackendError):
-    """The file system has no room."""
-
-    http_status = 507
 
 
 class FileBackend(Backend):

@@ -20,8 +20,9 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from hexz.catalog import Catalog, Lease, check_name
-from hexz.errors import ConfigError, HandedOver, HexzError, NoSuchSnapshot, UsageError
+from hexz.errors import ConfigError, HandedOver, HexzError, UsageError
 from hexz.images.backend import Backend
+from hexz.images.errors import BadRegistration, Busy, NoSuchImage
 from hexz.images.file import FileBackend
 from hexz.images.folder import FileLocation
 from hexz.images.hexz import HexzBackend, OpenStream
@@ -37,7 +38,7 @@ from hexz.protocol.images import (
 from hexz.secrets import secret_trouble
 from hexz.snapshot import Stream
 
-__all__ = ["BadRegistration", "Busy", "Image", "NoSuchImage", "Registry"]
+__all__ = ["Image", "Registry"]
 
 log = logging.getLogger("hexz.images")
 
@@ -49,20 +50,6 @@ LET_WRITE_S = 0.5
 """How long those that write are given to end when a successor is to go on."""
 MAX_IMAGES = 4096
 MEMORY_SUFFIX = ".memory"
-
-
-class NoSuchImage(NoSuchSnapshot):
-    """No snapshot and no registration has this id."""
-
-
-class BadRegistration(HexzError):
-    """The registration is there and cannot be used; the log says why."""
-
-
-class Busy(HexzError):
-    """All of the image's places for readers or writers are taken."""
-
-    http_status = 503
 
 
 class Image:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from hexz.errors import BadRequest
 from hexz.images.backend import Replacement, Session
 from hexz.images.buffers import transfer_buffer
+from hexz.images.errors import EndedEarly
 from hexz.protocol.http.head import RequestError
 
 __all__ = ["Readable", "copy_body", "replace_all"]
@@ -17,10 +17,6 @@ class Readable(Protocol):
 
     def read(self, most: int) -> bytes:
         """Up to `most` bytes."""
-
-
-class EndedEarly(BadRequest):
-    """The client sent less than it announced."""
 
 
 def copy_body(session: Session, offset: int, body: Readable, length: int) -> None:

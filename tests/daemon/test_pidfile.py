@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from hexz.daemon import pidfile
-from hexz.daemon.pidfile import AlreadyRunning, PidFile, running_pid, stop_running
-from hexz.errors import ConfigError
+from hexz.daemon.pidfile import PidFile, running_pid, stop_running
+from hexz.errors import AlreadyRunning, ConfigError
 
 HOLD = """
 import sys

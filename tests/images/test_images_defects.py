@@ -20,8 +20,9 @@ from hexz.catalog import Catalog
 from hexz.errors import ConfigError
 from hexz.images import registry as registry_module
 from hexz.images.backend import coalesced
+from hexz.images.errors import Busy, NoSuchImage
 from hexz.images.nbd.backend import NbdBackend
-from hexz.images.registry import Busy, NoSuchImage, Registry
+from hexz.images.registry import Registry
 from hexz.snapshot import new_context
 from hexz.tools.pack import pack
 from tests import samples

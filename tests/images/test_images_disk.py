@@ -18,11 +18,12 @@ from typing import Any
 import pytest
 
 from hexz.errors import HexzError
+from hexz.images.errors import OverlayError, OverlayFull
 from hexz.images.overlay import store as store_module
 from hexz.images.overlay.blockmap import BlockRun
 from hexz.images.overlay.journal import HEAD_SIZE, RECORD_SIZE, build_record, record_seed
-from hexz.images.overlay.recovery import JOURNAL_SUFFIX, OverlayError
-from hexz.images.overlay.store import OverlayFull, OverlayStore
+from hexz.images.overlay.recovery import JOURNAL_SUFFIX
+from hexz.images.overlay.store import OverlayStore
 from hexz.snapshot import new_context, open_snapshot
 from hexz.tools.pack import pack
 from tests import samples

@@ -15,11 +15,12 @@ from typing import NamedTuple
 import pytest
 
 from hexz.errors import BadRequest
-from hexz.images.backend import BackendDown, BackendError, coalesced
+from hexz.images.backend import coalesced
 from hexz.images.buffers import POOL, BufferPool
+from hexz.images.errors import BackendDown, BackendError, NbdFault
 from hexz.images.nbd import wire as nbd_wire
 from hexz.images.nbd.backend import NbdBackend
-from hexz.images.nbd.client import AHEAD, NbdConnection, NbdFault, StatusExtent, joined
+from hexz.images.nbd.client import AHEAD, NbdConnection, StatusExtent, joined
 
 SIZE = (3 << 20) + 700
 IMAGE = random.Random(8).randbytes(SIZE)

@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hexz.images.backend import BackendDown
+from hexz.images.errors import BackendDown, JournalError, OverlayError, OverlayFull
 from hexz.images.overlay import store as store_module
 from hexz.images.overlay.blockmap import ZERO_SLOT, BlockMap, BlockRun
-from hexz.images.overlay.journal import HEAD_SIZE, RECORD_SIZE, Head, JournalError, build_head, parse_head
-from hexz.images.overlay.recovery import JOURNAL_SUFFIX, OverlayError
-from hexz.images.overlay.store import OverlayFull, OverlayStore
+from hexz.images.overlay.journal import HEAD_SIZE, RECORD_SIZE, Head, build_head, parse_head
+from hexz.images.overlay.recovery import JOURNAL_SUFFIX
+from hexz.images.overlay.store import OverlayStore
 from tests.images import crash_writer
 from tests.images.crash_writer import BASE, BLOCK, SIZE
 

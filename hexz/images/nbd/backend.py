@@ -10,8 +10,9 @@ from collections.abc import Generator, Iterator, Sequence
 from typing import NamedTuple
 
 from hexz.errors import BadRequest
-from hexz.images.backend import Abilities, Backend, BackendDown, ImageExtent, Session
-from hexz.images.nbd.client import NbdConnection, NbdFault, joined
+from hexz.images.backend import Abilities, Backend, ImageExtent, Session
+from hexz.images.errors import BackendDown, NbdFault
+from hexz.images.nbd.client import NbdConnection, joined
 from hexz.images.nbd.wire import NbdAddress, place
 from hexz.protocol.nbd.constants import CAN_MULTI_CONN, STATE_HOLE, STATE_ZERO
 

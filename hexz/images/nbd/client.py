@@ -11,14 +11,14 @@ import struct
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, NoReturn
 
-from hexz.images.backend import BackendError
 from hexz.images.buffers import POOL
+from hexz.images.errors import BackendError, NbdFault
 from hexz.images.nbd.handshake import ALLOCATION, DIRTY, LARGEST_SMALLEST, negotiate
 from hexz.images.nbd.wire import NbdAddress, Wire
 from hexz.protocol.nbd import constants as nbd
 from hexz.protocol.nbd.replies import REQUEST, SIMPLE_REPLY
 
-__all__ = ["NbdConnection", "NbdFault", "StatusExtent", "joined"]
+__all__ = ["NbdConnection", "StatusExtent", "joined"]
 
 PIECE = LARGEST_SMALLEST
 """Bytes handed on at a time where no large buffer is free: no server can insist on larger blocks."""
@@ -36,8 +36,6 @@ MAX_GAPS = 64
 """Places in which data of one reply may be missing: servers send it in order, or nearly so."""
 MAX_STATUS = 16 << 20
 """Longest block status reply that is read at all."""
-NAMES = {1: "EPERM", 5: "EIO", 12: "ENOMEM", 22: "EINVAL", 28: "ENOSPC", 75: "EOVERFLOW", 108: "ESHUTDOWN"}
-"""The errors of proto.md, "Error values"."""
 
 _SIMPLE_REST = struct.Struct(">IQ")
 _CHUNK_REST = struct.Struct(">HHQI")
@@ -48,17 +46,6 @@ _U64 = struct.Struct(">Q")
 _ERROR = struct.Struct(">IH")
 _HOLE = struct.Struct(">QI")
 _ZEROS = memoryview(bytes(PIECE))
-
-
-class NbdFault(BackendError):
-    """The server answered a request with an error; the connection is fine."""
-
-    def __init__(self, where: str, errno: int, text: str = "") -> None:
-        name = NAMES.get(errno, str(errno))
-        super().__init__(where, f"the NBD server answered {name}{': ' + text if text else ''}")
-        self.errno = errno
-        if errno == nbd.NBD_ENOSPC:
-            self.http_status = 507
 
 
 class StatusExtent(NamedTuple):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple
 
-from hexz.images.backend import BackendError
+from hexz.images.errors import BackendError
 from hexz.images.nbd.wire import Wire
 from hexz.protocol.nbd import constants as nbd
 

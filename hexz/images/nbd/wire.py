@@ -8,7 +8,7 @@ import struct
 import time
 from typing import NoReturn, Union
 
-from hexz.images.backend import BackendDown, BackendError
+from hexz.images.errors import BackendDown, BackendError
 
 __all__ = ["NbdAddress", "Wire", "place"]
 

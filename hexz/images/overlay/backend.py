@@ -7,11 +7,12 @@ import time
 from collections.abc import Generator, Iterator, Sequence
 
 from hexz.errors import HandedOver
-from hexz.images.backend import Abilities, Backend, BackendDown, ImageExtent, Session
+from hexz.images.backend import Abilities, Backend, ImageExtent, Session
+from hexz.images.errors import BackendDown, OverlayInUse
 from hexz.images.folder import FileLocation
 from hexz.images.hexz import OpenStream, zero_extents
 from hexz.images.overlay.journal import Head
-from hexz.images.overlay.store import OverlayInUse, OverlayStore
+from hexz.images.overlay.store import OverlayStore
 from hexz.snapshot import Stream
 
 __all__ = ["BLOCK_SIZE", "OverlayBackend"]

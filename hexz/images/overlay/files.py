@@ -8,24 +8,18 @@ import fcntl
 import os
 import struct
 
+from hexz.images.errors import JournalError, OverlayError, OverlayInUse
 from hexz.images.folder import FileLocation, Folder
 from hexz.images.overlay.blockmap import BlockMap, BlockRun
-from hexz.images.overlay.journal import HEAD_SIZE, RECORD_SIZE, Head, JournalError, build_head, build_mark, build_record
+from hexz.images.overlay.journal import HEAD_SIZE, RECORD_SIZE, Head, build_head, build_mark, build_record
 from hexz.images.overlay.journal import record_seed as seed_of
-from hexz.images.overlay.recovery import JOURNAL_SUFFIX, OverlayError
+from hexz.images.overlay.recovery import JOURNAL_SUFFIX
 
-__all__ = ["JournalFile", "OverlayFiles", "OverlayInUse", "pwrite_all"]
+__all__ = ["JournalFile", "OverlayFiles", "pwrite_all"]
 
 CANNOT_WRITE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT)
 """Why a file cannot be opened for writing, or made, and may still be read."""
 _FLOCK = struct.Struct("hhqqi4x")
-
-
-class OverlayInUse(OverlayError):
-    """Another process has the overlay; soon perhaps no more."""
-
-    exit_status = 75
-    http_status = 503
 
 
 class OverlayFiles:

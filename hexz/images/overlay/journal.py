@@ -28,10 +28,11 @@ import zlib
 from typing import Any, NamedTuple
 
 from hexz.errors import JsonError
+from hexz.images.errors import JournalError
 from hexz.images.overlay.blockmap import BlockRun
 from hexz.jsontext import load_json
 
-__all__ = ["HEAD_SIZE", "RECORD_SIZE", "Head", "JournalError", "Record", "build_head", "parse_head", "parse_records"]
+__all__ = ["HEAD_SIZE", "RECORD_SIZE", "Head", "Record", "build_head", "parse_head", "parse_records"]
 
 HEAD_SIZE = 4096
 RECORD_SIZE = 28
@@ -43,10 +44,6 @@ MAX_BLOCKS = (1 << 32) - 1
 _RECORD = struct.Struct("<QQIII")
 _BODY = struct.Struct("<QQII")
 _CRC = struct.Struct("<I")
-
-
-class JournalError(Exception):
-    """The bytes are no overlay's journal; the text says why, without the file's name."""
 
 
 class Head(NamedTuple):

@@ -8,23 +8,13 @@ import zlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from hexz.images.backend import ImageError
+from hexz.images.errors import JournalError, OverlayError
 from hexz.images.overlay.blockmap import ZERO_SLOT, BlockMap, BlockRun
-from hexz.images.overlay.journal import (
-    HEAD_SIZE,
-    RECORD_SIZE,
-    Head,
-    JournalError,
-    Record,
-    parse_head,
-    parse_records,
-    record_seed,
-)
+from hexz.images.overlay.journal import HEAD_SIZE, RECORD_SIZE, Head, Record, parse_head, parse_records, record_seed
 
 __all__ = [
     "JOURNAL_SUFFIX",
     "MAX_RUNS",
-    "OverlayError",
     "Recovered",
     "crc_of",
     "read_head",
@@ -39,12 +29,6 @@ AT_ONCE = 1 << 15
 """Records read at once: however long a journal is, what it takes to read it is bounded."""
 MAX_RUNS = 1 << 20
 """Most runs of a map, about 200 MiB of memory: a terabyte written here and there in megabytes."""
-
-
-class OverlayError(ImageError):
-    """An overlay's files are damaged, or lie over another snapshot."""
-
-    exit_status = 65
 
 
 class Recovered(NamedTuple):

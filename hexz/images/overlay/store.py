@@ -23,22 +23,14 @@ import threading
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 
-from hexz.images.backend import BackendDown, ImageError, NotAble
+from hexz.images.errors import BackendDown, ImageError, NotAble, OverlayError, OverlayFull
 from hexz.images.folder import FileLocation
 from hexz.images.overlay.blockmap import ZERO_SLOT, BlockMap, BlockRun, SlotRun, Slots
-from hexz.images.overlay.files import JournalFile, OverlayFiles, OverlayInUse, pwrite_all
+from hexz.images.overlay.files import JournalFile, OverlayFiles, pwrite_all
 from hexz.images.overlay.journal import Head
-from hexz.images.overlay.recovery import (
-    JOURNAL_SUFFIX,
-    MAX_RUNS,
-    OverlayError,
-    Recovered,
-    crc_of,
-    read_head,
-    recover,
-)
+from hexz.images.overlay.recovery import JOURNAL_SUFFIX, MAX_RUNS, Recovered, crc_of, read_head, recover
 
-__all__ = ["OverlayFull", "OverlayInUse", "OverlayStore"]
+__all__ = ["OverlayStore"]
 
 log = logging.getLogger("hexz.images")
 
@@ -52,13 +44,6 @@ OPTIMISTIC_TRIES = 8
 
 ReadBase = Callable[[int, int], Sequence[memoryview]]
 """Views that tile (offset, length) of the stream below."""
-
-
-class OverlayFull(ImageError):
-    """The overlay's quota, its map or its file system has no room."""
-
-    http_status = 507
-    nbd_errno = errno.ENOSPC
 
 
 class OverlayStore:

@@ -95,6 +95,8 @@ NBD_ENOSPC = 28
 NBD_EOVERFLOW = 75
 NBD_ENOTSUP = 95
 NBD_ESHUTDOWN = 108
+ERROR_NAMES = {1: "EPERM", 5: "EIO", 12: "ENOMEM", 22: "EINVAL", 28: "ENOSPC", 75: "EOVERFLOW", 108: "ESHUTDOWN"}
+"""Errors as proto.md calls them, "Error values"."""
 
 # Meta contexts and their flags
 BASE_ALLOCATION = "base:allocation"

@@ -13,8 +13,8 @@ import logging
 
 from hexz.errors import BlockError, HandedOver, HexzError, SnapshotError, StorageError
 from hexz.images import checksum
-from hexz.images.backend import ImageError
-from hexz.images.registry import Busy, NoSuchImage, Registry
+from hexz.images.errors import Busy, ImageError, NoSuchImage
+from hexz.images.registry import Registry
 from hexz.metrics import Purpose
 from hexz.metrics.labels import OTHER
 from hexz.protocol.http.head import RequestError

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 
-from hexz.images.backend import BackendError, Session
+from hexz.images.backend import Session
+from hexz.images.errors import BackendError
 
 __all__ = ["SessionSource"]
 

@@ -7,8 +7,9 @@ import threading
 from hexz.errors import BadRequest
 from hexz.images import checksum
 from hexz.images.backend import coalesced
+from hexz.images.errors import Busy
 from hexz.images.hexz import HexzSession
-from hexz.images.registry import WAIT_S, Busy
+from hexz.images.registry import WAIT_S
 from hexz.metrics.labels import EXTENTS
 from hexz.protocol.http.conditions import Validators
 from hexz.protocol.http.responses import REVALIDATE, VOLATILE, Representation, Response, represent
