@@ -24,6 +24,7 @@ __all__ = [
     "NoSuchSnapshot",
     "NotASnapshot",
     "NotEncrypted",
+    "OutOfMemory",
     "Overloaded",
     "PackageMissing",
     "ParentMissing",
@@ -253,6 +254,13 @@ class Overloaded(HexzError):
 
     http_status = 503
     nbd_errno = errno.ENOMEM
+
+
+class OutOfMemory(Overloaded):
+    """There was no memory for it, not even after the cache gave some back."""
+
+    def __init__(self) -> None:
+        super().__init__("out of memory: ask again later")
 
 
 class HandedOver(HexzError):

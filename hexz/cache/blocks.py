@@ -63,10 +63,9 @@ class Loading:
         self.gate.release()
         return block
 
-    def failed(self, error: BaseException | None) -> None:
-        """There is no block: everybody who waits gets `error`, or with None the chance to make the block."""
+    def failed(self, error: BaseException) -> None:
+        """There is no block: everybody who waits gets `error`; without this call, the chance to make the block."""
         self.error = error
-        self.gate.release()
 
 
 class BlockCache:
@@ -91,40 +90,53 @@ class BlockCache:
         """The block if it is in the cache.  Takes no lock."""
         return self._table.get(key)
 
-    def claim(self, keys: Sequence[Hashable]) -> list[Loading | None]:
-        """For each key the duty to make its block, or None where it is cached or another thread is at it.
+    def claim(self, keys: Sequence[Hashable], claims: list[Loading | None]) -> None:
+        """Put into `claims`, for each key, the duty to make its block; None if it is cached or another is at it.
 
-        Every duty ends in `Loading.done` or `Loading.failed`, and then all of them in `settle`.
+        `settle` has to follow, also where this raises: there may be no memory for all of it.
         """
-        claims: list[Loading | None] = []
         with self._lock:
             for key in keys:
-                claim = None
-                if key not in self._table and key not in self._loading:
-                    claim = self._loading[key] = Loading(key)
+                claim = None if key in self._table or key in self._loading else Loading(key)
                 claims.append(claim)
-        return claims
+                if claim is not None:
+                    self._loading[key] = claim
 
-    def settle(self, claims: Iterable[Loading]) -> None:
+    def settle(self, claims: Iterable[Loading | None]) -> None:
         """Keep the blocks that were made, evicting others, and forget the duties.
 
         A block larger than the budget is not kept.
         """
         with self._lock:
+            # First what needs no memory: whoever waits for a block would wait for good.
             for claim in claims:
-                del self._loading[claim.key]
-                block = claim.block
-                if block is None or block.data is None:
-                    self._failures += 1
-                    continue
-                self._loads += 1
-                length = len(block.data)
-                if length <= self.budget:
-                    self._evict(self.budget - length)
-                    self._table[claim.key] = block
-                    self._hand.append(block)
-                    self._held += length
-                    self._hold(claim.key, 1, length)
+                if claim is not None:
+                    if self._loading.get(claim.key) is claim:
+                        del self._loading[claim.key]
+                    if claim.block is None:
+                        claim.gate.release()
+            for claim in claims:
+                if claim is not None:
+                    self._keep(claim.key, claim.block)
+
+    def _keep(self, key: Hashable, block: Block | None) -> None:
+        # Called with the lock.
+        if block is None or block.data is None:
+            self._failures += 1
+            return
+        self._loads += 1
+        length = len(block.data)
+        if length > self.budget:
+            return
+        self._evict(self.budget - length)
+        self._table[key] = block
+        try:
+            self._hand.append(block)
+        except MemoryError:
+            del self._table[key]
+            raise
+        self._held += length
+        self._hold(key, 1, length)
 
     def wait_for(self, key: Hashable) -> Block | None:
         """The block from the cache, or from the thread that is making it; None when neither has it.
@@ -169,6 +181,11 @@ class BlockCache:
         self._hold(block.key, -1, -len(data))
         block.data = None
         block.ahead = None
+
+    def shrink(self) -> None:
+        """Let go of half of what is held, as when the system has no memory to give."""
+        with self._lock:
+            self._evict(self._held // 2)
 
     def forget(self, belongs: Callable[[Hashable], bool]) -> None:
         """Drop every block whose key `belongs`, as when a snapshot is closed."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import Callable
@@ -75,4 +76,6 @@ class Workers:
             task = self._tasks.get()
             if task is None:
                 return
-            task()
+            with contextlib.suppress(MemoryError):  # a favour for which there is none is not done
+                task()
+            del task

@@ -75,7 +75,7 @@ class Codec:
         """The block's bytes, exactly `logical_length` of them.
 
         The caller has checked `logical_length` against the largest block.
-        Raises: BlockDamage.
+        Raises: BlockDamage; MemoryError, which says nothing about the block.
         """
         return self._lz4(stored, logical_length) if self._is_lz4 else self._zstd(stored, logical_length)
 
@@ -86,7 +86,7 @@ class Codec:
         try:
             # With its prefix, already checked, the decoder takes the block as it is: no copy of the rest.
             block: bytes = lz4.block.decompress(stored)
-        except (lz4.block.LZ4BlockError, ValueError, MemoryError) as error:
+        except (lz4.block.LZ4BlockError, ValueError) as error:
             raise BlockDamage(f"LZ4: {error}") from None
         if len(block) != logical_length:
             raise BlockDamage(f"LZ4 block holds {len(block)} bytes, the index says {logical_length}")
@@ -102,7 +102,9 @@ class Codec:
             if claimed > logical_length:
                 raise BlockDamage(f"Zstandard frame claims {claimed} bytes, the index says {logical_length}")
             block: bytes = decompressor.decompress(stored, max_output_size=logical_length)
-        except (zstandard.ZstdError, MemoryError) as error:
+        except zstandard.ZstdError as error:
+            if "not enough memory" in str(error):  # zstd's ZSTD_error_memory_allocation
+                raise MemoryError from None
             raise BlockDamage(f"Zstandard: {error}") from None
         if len(block) != logical_length:
             raise BlockDamage(f"Zstandard frame holds {len(block)} bytes, the index says {logical_length}")

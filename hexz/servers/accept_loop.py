@@ -105,11 +105,12 @@ class AcceptLoop:
                 try:
                     listener.handle_request()
                     exhausted = False
-                except OSError as error:
+                except (OSError, MemoryError) as error:
                     if not exhausted:
-                        log.error("%s: cannot accept: %s; going on as resources come back", listener.url, error)
+                        reason = str(error) or "out of memory"
+                        log.error("%s: cannot accept: %s; going on as resources come back", listener.url, reason)
                     exhausted = True
-                    if error.errno not in NO_DESCRIPTORS or not self._accept_spare(listener):
+                    if getattr(error, "errno", None) not in NO_DESCRIPTORS or not self._accept_spare(listener):
                         time.sleep(EXHAUSTED_PAUSE_S)
             for listener in self.listeners:
                 if listener.put_off is not None:

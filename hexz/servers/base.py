@@ -203,7 +203,7 @@ class Listener(socketserver.ThreadingMixIn, socketserver.TCPServer):
             return
         try:
             super().process_request(request, client_address)  # type: ignore[arg-type]
-        except RuntimeError:  # the system is out of threads
+        except (RuntimeError, MemoryError):  # the system is out of threads
             fresh = request.adopted is None
             if fresh and self.spares is not None and self._serve_as_spare(request):
                 return
@@ -226,6 +226,8 @@ class Listener(socketserver.ThreadingMixIn, socketserver.TCPServer):
         error = sys.exc_info()[1]
         if isinstance(error, OSError):
             log.debug("%s: %s", request.peer, error)
+        elif isinstance(error, MemoryError):
+            log.warning("%s: no memory to go on with %s: hanging up", self.url, request.peer)
         else:
             log.error("%s: unexpected trouble with %s", self.url, request.peer, exc_info=error)
 

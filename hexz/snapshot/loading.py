@@ -106,27 +106,29 @@ class BlockLoader:
         Raises: BlockError, StorageError; blocks before the bad one are kept.
         """
         numbers = range(run.first, run.stop)
-        duties = [
-            (number, claim)
-            for number, claim in zip(numbers, self._blocks.claim([self.key(run.page, n) for n in numbers]))
-            if claim is not None
-        ]
+        keys = [self.key(run.page, number) for number in numbers]
+        claims: list[Loading | None] = []
+        duties: list[tuple[int, Loading]] = []
         made: list[Block] = []
         try:
+            self._blocks.claim(keys, claims)
+            duties = [(number, claim) for number, claim in zip(numbers, claims) if claim is not None]
             if duties:
                 self._decode(run.page.page, duties, fresh, made)
+        except MemoryError:
+            raise  # it is no block's fault: who waits for one tries for itself
         except BaseException as error:
             # Of a run only the first that was not made is at fault: who waits for another block tries that one alone.
             unmade = duties[len(made) :]
-            for at, (_, claim) in enumerate(unmade):
-                at_fault = at == 0 and (isinstance(error, BlockError) or len(unmade) == 1)
-                claim.failed(error if at_fault else None)
+            if unmade and (isinstance(error, BlockError) or len(unmade) == 1):
+                unmade[0][1].failed(error)
             raise
         finally:
             if made:
                 made[0].ahead = use
+            self._blocks.settle(claims)
+            if made:
                 self._snapshot.counts.heat.note(self._name, run.start, run.end)
-            self._blocks.settle([claim for _, claim in duties])
         for (number, _), block in zip(duties, made):
             if block.data is not None and len(block.data) <= self._slot_limit:
                 run.page.slots[number] = block
@@ -252,6 +254,8 @@ class BlockLoader:
                     self._snapshot.counts.ahead.add(len(made), size, time.perf_counter() - began)
             except HexzError as error:
                 self._snapshot.note_failure(error)
+            except MemoryError:
+                self._blocks.shrink()
             except Exception as error:
                 self._snapshot.note_bug(error)
 

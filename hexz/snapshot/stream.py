@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from hexz.cache import Block
+from hexz.errors import OutOfMemory
 from hexz.format.index import MasterIndex
 from hexz.metrics.counters import waited
 from hexz.snapshot import extents as extent_lists
@@ -101,13 +102,22 @@ class Stream:
         """Views that tile [offset, offset + length) exactly, decompressing what is missing.
 
         The span lies within the stream and is not empty.  Several missing blocks are
-        decompressed in parallel.
-        Raises: BlockError, StorageError, CorruptSnapshot; nothing else is served then.
+        decompressed in parallel.  Where there is no memory for them the cache gives some back, once.
+        Raises: BlockError, StorageError, CorruptSnapshot, OutOfMemory; nothing else is served then.
         """
-        views = self.read_cached(offset, length)
-        if views is None:
-            views = self._gather(offset, length, wait=True)
-            assert views is not None
+        try:
+            views = self.read_cached(offset, length)
+            return self._read_cold(offset, length) if views is None else views
+        except MemoryError:
+            self._blocks.shrink()
+        try:  # only here, for the error holds on to what was put together until it came
+            return self._read_cold(offset, length)
+        except MemoryError:
+            raise OutOfMemory from None
+
+    def _read_cold(self, offset: int, length: int) -> list[memoryview]:
+        views = self._gather(offset, length, wait=True)
+        assert views is not None
         return views
 
     def size_known(self, wait: bool) -> bool:

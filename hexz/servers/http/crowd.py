@@ -36,6 +36,8 @@ COMPANY_S = 1.0
 """Connections with streaks so close together are on them at once, seconds."""
 SUMMONED_S = 0.01
 """How often members that came in the moment of the summons are sent home."""
+NO_MEMORY_S = 0.1
+"""How long the crowd rests when there is no memory to go on with."""
 _END = b"\r\n\r\n"
 
 
@@ -166,6 +168,13 @@ class Crowd:
         return epoll
 
     def _run(self, epoll: select.epoll) -> None:
+        while True:
+            try:
+                self._serve_members(epoll)
+            except MemoryError:  # who was not served is seen again: the descriptor can still be read
+                time.sleep(NO_MEMORY_S)
+
+    def _serve_members(self, epoll: select.epoll) -> None:
         swept = time.monotonic()
         while True:
             ready = epoll.poll(SWEEP_S)
@@ -180,6 +189,10 @@ class Crowd:
                 member.seen = now
                 try:
                     stays = member.serve()
+                except MemoryError:
+                    log.warning("%s: no memory to go on: hanging up", member.connection.peer)
+                    member.ended = True
+                    stays = False
                 except Exception:
                     log.exception("unexpected trouble in the crowd")
                     member.ended = True

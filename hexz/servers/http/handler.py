@@ -28,7 +28,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 from hexz.access import AccessEntry
-from hexz.errors import BlockError, HandedOver, HexzError
+from hexz.errors import BlockError, HandedOver, HexzError, OutOfMemory, Overloaded
 from hexz.metrics import Metrics
 from hexz.protocol.http.dates import format_date
 from hexz.protocol.http.head import RequestError, RequestHead, framing_of, parse_head
@@ -57,6 +57,8 @@ SPARE_LINGER_S = 0.1
 """The same, where others wait for the thread."""
 BUSY_S = "5"
 """Retry-After of those for whom there is no place, seconds."""
+OVERLOADED_S = "1"
+"""Retry-After of those for whom there is no memory, seconds."""
 RECEIVE = 16 << 10
 LARGEST_REPEATED = 1 << 20
 """Longest range that the fast path answers, bytes; longer ones go out in pieces."""
@@ -328,6 +330,8 @@ class HttpHandler(BaseHTTPRequestHandler):
         except OSError as error:
             log.warning("%s: %s: %s", request.peer, request.head.shown, error)
             return self._rules.refusal(500, "the system failed", None)
+        except MemoryError:
+            return self._failure(request.head, OutOfMemory())
         except Exception:
             log.exception("%s: %s: unexpected trouble", request.peer, request.head.shown)
             return self._rules.refusal(500, "the server failed", None)
@@ -338,6 +342,9 @@ class HttpHandler(BaseHTTPRequestHandler):
             return self._rules.refusal(error.http_status, str(error), None)
         log.warning("%s: %s: %s", self.connection.peer, head.shown, error)
         self._counting.trouble(error)
+        if isinstance(error, Overloaded):
+            refusal = self._rules.refusal(error.http_status, str(error), None)
+            return refusal._replace(headers=(*refusal.headers, ("Retry-After", OVERLOADED_S)))
         if isinstance(error, BlockError):
             message = f"the {error.stream} block at {error.position} is damaged"
             return self._rules.refusal(error.http_status, message, None)
@@ -351,7 +358,8 @@ class HttpHandler(BaseHTTPRequestHandler):
         try:
             self._sender.send(packed, () if bodiless else response.body)
             return response
-        except HexzError as error:
+        except (HexzError, MemoryError) as raised:
+            error = raised if isinstance(raised, HexzError) else OutOfMemory()
             if self._sender.total:
                 log.warning("%s: %s: %s", self.connection.peer, head.shown, error)
                 self._counting.trouble(error)

@@ -16,11 +16,12 @@ import os
 import select
 import socket
 import threading
+import time
 from collections import deque
 from time import perf_counter
 from typing import NamedTuple
 
-from hexz.errors import HexzError
+from hexz.errors import HexzError, OutOfMemory
 from hexz.metrics.counters import waited
 from hexz.snapshot import Stream
 
@@ -34,6 +35,8 @@ MAX_WAITING_BYTES = 8 << 20
 """The same in bytes; in a small cache it is a quarter of that, so that what was loaded is still there when sent."""
 QUICK_S = 0.001
 """A read that loads in less comes from memory, not from a disk: loading another here keeps nobody waiting for long."""
+NO_MEMORY_S = 0.1
+"""How long a thread rests that could not even say that there is no memory."""
 
 
 class Cold(NamedTuple):
@@ -162,6 +165,8 @@ class ColdReads:
             self._stream.read(read.offset, min(read.length, self._stream.size - read.offset))
         except (HexzError, OSError) as error:
             trouble = error
+        except MemoryError:
+            trouble = OutOfMemory()
         except Exception as error:
             log.exception("unexpected trouble with a cold read")
             trouble = OSError(errno.EIO, str(error))
@@ -235,5 +240,10 @@ class MissPool:
                     self._ring.append(reads)
                 else:
                     reads.queued = False
-            reads.load(read)
+            while True:
+                try:
+                    reads.load(read)
+                    break
+                except MemoryError:  # not even for the news; the connection waits for it
+                    time.sleep(NO_MEMORY_S)
             del reads, read

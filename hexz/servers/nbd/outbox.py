@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Union
 
-from hexz.errors import BlockError, HexzError
+from hexz.errors import BlockError, HexzError, Overloaded
 from hexz.metrics import SnapshotMetrics
 from hexz.protocol.nbd import constants as c
 from hexz.protocol.nbd.replies import SIMPLE_REPLY, Buffer, ChunkedReplies, simple_error
@@ -240,6 +240,8 @@ def _told(error: Exception) -> str:
     """What the client is told: where files lie on the server is for the log alone."""
     if isinstance(error, BlockError):
         return f"the {error.stream} block at {error.position} is damaged"
+    if isinstance(error, Overloaded):
+        return str(error)
     return "the snapshot cannot be read"
 
 
