@@ -203,6 +203,7 @@ class Catalog:
         context.metrics.default = lambda: self.default
         context.metrics.skipped = lambda: len(self.skipped)
         self._published: dict[str, _Published] = {}  # replaced as entries under _lock; read without it
+        self._names_of: dict[str, tuple[str, ...]] = {}  # by file; entries are replaced like those above
         self._reserved: set[str] = set()  # names being opened; guarded by _lock
         self._lock = threading.Lock()
         self._unsaid: list[str] | None = []  # until somebody takes them
@@ -235,6 +236,10 @@ class Catalog:
         """Whether `name` (None or "" for the default one) means `snapshot` at this moment."""
         published = self._published.get(name or self.default or "")
         return published is not None and published.snapshot is snapshot
+
+    def names_of(self, path: str) -> tuple[str, ...]:
+        """The names under which the file at this real path is served."""
+        return self._names_of.get(path, ())
 
     def stream(self, export: str) -> tuple[Lease, Stream]:
         """The stream behind ``""``, ``NAME`` (disk) or ``NAME/memory``, with a lease to release.
@@ -346,9 +351,23 @@ class Catalog:
             if old is not None:
                 published.older.update((*old.older, old))
             self._published[name] = published
+            # A file that is replaced by itself goes on having its name at every moment.
+            if old is None or old.snapshot.path != snapshot.path:
+                self._names_of[snapshot.path] = (*self.names_of(snapshot.path), name)
+                if old is not None:
+                    self._unname(old)
             if self.default is None:
                 self.default = name
             return old
+
+    def _unname(self, published: _Published) -> None:
+        """Let its name not mean its file any more; `_lock` is held."""
+        path = published.snapshot.path
+        left = tuple(name for name in self.names_of(path) if name != published.name)
+        if left:
+            self._names_of[path] = left
+        else:
+            self._names_of.pop(path, None)
 
     def remove(self, name: str, timeout: float = 0.0, end_leases: bool = False) -> bool:
         """Take `name` away; True when its last lease ended within `timeout` seconds, also of what it meant before.
@@ -360,6 +379,8 @@ class Catalog:
             if self.default == name:  # first, so that nobody finds a default that has gone
                 self.default = next((other for other in self._published if other != name), None)
             published = self._published.pop(name, None)
+            if published is not None:
+                self._unname(published)
         if published is None:
             raise NoSuchSnapshot(f"there is no snapshot called {name!r}")
         self.context.metrics.withdraw(published.metrics)

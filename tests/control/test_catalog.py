@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import random
 import signal
 import threading
 import weakref
@@ -72,6 +73,25 @@ def test_what_a_name_meant_before_is_forgotten_once_nobody_reads_it(images: list
     assert ended == ["held"]
     held.release()
     assert opens(first) == opens(second) == 0
+
+
+def test_the_names_of_a_file_follow_what_is_served(images: list[tuple[Path, bytes]]) -> None:
+    catalog = Catalog(new_context(4 << 20))
+    paths = [path for path, _ in images[:2]]
+    source = random.Random(8)
+    for _ in range(200):
+        name, path = source.choice("abcd"), source.choice(paths)
+        if name not in catalog:
+            catalog.add(name, str(path))
+        elif source.random() < 0.5:
+            catalog.replace(name, str(path))
+        else:
+            catalog.remove(name)
+        for path in paths:
+            served = sorted(one.name for one in catalog.served() if one.snapshot.path == str(path))
+            assert sorted(catalog.names_of(str(path))) == served
+    catalog.close()
+    assert not any(catalog.names_of(str(path)) for path in paths)
 
 
 def test_there_is_always_a_default_while_it_changes(images: list[tuple[Path, bytes]]) -> None:

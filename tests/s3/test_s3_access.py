@@ -12,7 +12,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -128,6 +128,30 @@ def test_a_key_for_some_buckets_reads_no_others_through_thin_snapshots(tmp_path:
     with Server(*options, "--parent-dir", tmp_path, thin_path) as server:
         url = server.urls["s3"].replace("s3:", "http:").rstrip("/")
         assert answers(url, "CHILD") == [200] * 8
+
+
+def test_the_rights_on_parents_are_looked_up_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many snapshots are served, a request for a thin one goes through the names of its parents alone."""
+    base, thin = Craft(), Craft()
+    base.data(b"b" * 4096)
+    base.page()
+    base.write(tmp_path / "base.hxz")
+    thin.parents = ["base.hxz"]
+    thin.parent(4096)
+    thin.page()
+    served = {"thin": thin.write(tmp_path / "thin.hxz"), "base": tmp_path / "base.hxz"}
+    write_secret(tmp_path / "keys", f"CHILD {SECRET} thin\nBOTH {SECRET} thin base\n")
+    with serving_s3(served, KeyFile(str(tmp_path / "keys")), anonymous=False) as server:
+        url = f"http://127.0.0.1:{server.address[1]}"
+
+        def listed() -> NoReturn:
+            raise AssertionError("everything that is served was gone through")
+
+        monkeypatch.setattr(server.catalog, "served", listed)
+        monkeypatch.setattr(server.catalog, "names", listed)
+        assert client_for(url, "BOTH").get_object(Bucket="thin", Key="disk")["Body"].read() == b"b" * 4096
+        assert refusal(lambda: client_for(url, "CHILD").get_object(Bucket="thin", Key="disk")) == (403, "AccessDenied")
+        monkeypatch.undo()
 
 
 @pytest.mark.parametrize(

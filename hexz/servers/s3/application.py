@@ -109,10 +109,12 @@ class S3Application:
         if not snapshot.thin or self._keys is None or access_key is None or self._keys.may_read_all(access_key):
             return
         context = snapshot.context
-        paths = frozenset(one.path for one in snapshot.ancestors() if not context.in_parent_dirs(one.path))
-        names = self._buckets.names_of(paths)
-        if not all(any(self._may_read(access_key, name) for name in names.get(path, ())) for path in paths):
-            raise S3Error("AccessDenied", PARENTS_DENIED)
+        for ancestor in snapshot.ancestors():
+            names = self._buckets.names_of(ancestor.path)
+            if not any(self._may_read(access_key, name) for name in names) and not context.in_parent_dirs(
+                ancestor.path
+            ):
+                raise S3Error("AccessDenied", PARENTS_DENIED)
 
     # The service
 

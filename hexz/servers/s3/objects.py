@@ -129,13 +129,9 @@ class Buckets:
             name = None  # it went away a moment ago
         raise S3Error("NoSuchBucket", None, (("BucketName", bucket),))
 
-    def names_of(self, paths: frozenset[str]) -> dict[str, list[str]]:
-        """The snapshots that are served from these files: names by path."""
-        found: dict[str, list[str]] = {}
-        for one in self._catalog.served():
-            if one.snapshot.path in paths:
-                found.setdefault(one.snapshot.path, []).append(one.name)
-        return found
+    def names_of(self, path: str) -> tuple[str, ...]:
+        """The snapshots that are served from the file at this real path."""
+        return self._catalog.names_of(path)
 
     def serves(self, name: str, snapshot: Snapshot) -> bool:
         """Whether `name` still means `snapshot`."""
