@@ -84,7 +84,7 @@ def write_images(folder: Path) -> None:
     for image, fields in {
         "file": {"backend": "file", "file": str(files / "disk.raw")},
         "read-only": {"backend": "file", "file": str(files / "disk.raw"), "mode": "ro"},
-        "tokened": {"backend": "file", "file": str(files / "secret.raw"), "token": "image-token"},
+        "tokened": {"backend": "file", "file": str(files / "secret.raw"), "token": "token-of-the-image"},
         "overlay": {"backend": "overlay", "file": str(files / "over"), "snapshot": "snap"},
         "hexz": {"backend": "hexz", "snapshot": "snap"},
         "ram": {"backend": "hexz", "snapshot": "snap", "stream": "memory"},

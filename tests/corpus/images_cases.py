@@ -128,10 +128,10 @@ def cases() -> Iterator[Case]:
     )
     yield Case("images a chunked write", "open.http", (Step(chunked), Step(PROBE, END)))
     for field in (
-        "X-Image-Token: image-token",
+        "X-Image-Token: token-of-the-image",
         "X-Image-Token: wrong",
-        "Authorization: Bearer image-token",
-        "Authorization: Basic image-token",
+        "Authorization: Bearer token-of-the-image",
+        "Authorization: Basic token-of-the-image",
     ):
         for method in ("GET", "HEAD", "OPTIONS"):
             yield probed(f"images token {method} {field}", request(method, "/images/tokened", HOST, field))
