@@ -13,17 +13,18 @@ The rooms of this house, from the ground up; a module imports from its own floor
     servers/    sockets and threads; one handler a protocol over the catalog
     tools/      the commands of ``hexz``, a module each
     daemon/     being a daemon: detaching, pid file, logs, signals, systemd
+    assembly/   what a configuration becomes: catalog, sites, listeners
 
 Between them stand single modules: `hexz/storage.py` and `hexz/sealed.py` (where bytes come from), `hexz/catalog.py`
 (names to open snapshots), `hexz/exposure.py` (who may read and write), `hexz/config.py` and `hexz/options.py` (what
-was asked for), `hexz/assembly.py` (what it becomes).
+was asked for).
 
 How to add a protocol:
 
 1. What its bytes mean, as a folder of `hexz/protocol/`, tested without sockets.
 2. A room in `hexz/servers/`: a handler, and a listener on `hexz/servers/base.py`, as in `hexz/servers/nbd/server.py`.
 3. Its name and port in ``DEFAULT_PORTS`` of `hexz/config.py`, in ``PROTOCOLS`` and ``LOCKS`` of `hexz/exposure.py`.
-4. Its listener in ``_served`` of `hexz/assembly.py`; its operations in `hexz/metrics/labels.py`.
+4. A function beside ``nbd_site`` in `hexz/assembly/sites.py`; its operations in `hexz/metrics/labels.py`.
 5. Its rows in the tables of `README.md` and `systemd/man/hexz-serve-security.7`; tests with its real clients.
 
 How to add a layout of the file format:
@@ -38,7 +39,7 @@ How to add an option:
 
 1. Its line, with a bound for every number, in `hexz/config.py`; what contradicts it, in ``parse_arguments`` there.
 2. Its field in `hexz/options.py`; of ``hexz``, both in `hexz/tools/command_line.py`.
-3. Its meaning from there on in `hexz/assembly.py`, handed down as a value: nobody below knows options.
+3. Its meaning from there on in `hexz/assembly/`, handed down as a value: nobody below knows options.
 4. Its item in `systemd/man/hexz-serve.8` (`systemd/man/hexz.1`), and a line in `CHANGELOG.md`.
 5. A test of what it does, and one of what is said when it is given wrongly.
 

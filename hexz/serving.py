@@ -6,7 +6,8 @@ import logging
 import os
 
 from hexz import __version__
-from hexz.assembly import assemble, describe_listeners, open_catalog
+from hexz.assembly.check import describe_listeners
+from hexz.assembly.daemon import assemble, open_catalog
 from hexz.catalog import Catalog
 from hexz.config import Settings
 from hexz.daemon.default_files import take_files, who_listens

@@ -12,7 +12,7 @@ from typing import NoReturn
 from hexz.errors import ConfigError
 from hexz.secrets import check_secret
 
-__all__ = ["TLS_HANDSHAKE_S", "TlsContext", "tls_reason"]
+__all__ = ["TLS_HANDSHAKE_S", "Certificate", "TlsContext", "tls_reason"]
 
 _SOURCE = re.compile(r"^(\[[^]]*\]|_ssl\.c:\d+:) ?| ?\(_ssl\.c:\d+\)")
 """What Python puts around OpenSSL's words: the library's name and a line of its own source."""
@@ -58,9 +58,13 @@ class TlsContext:
         self._key = key
         self._protocols = protocols
         self._client_authority = client_authority
-        self._context = self._load()
+        self._context = self.load()
 
-    def _load(self) -> ssl.SSLContext:
+    def load(self) -> ssl.SSLContext:
+        """What the files have now, for `use`.
+
+        Raises: ConfigError.
+        """
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         # A socket shut for reading because the daemon stops would else end in an alert, not in TLS's farewell.
@@ -90,12 +94,9 @@ class TlsContext:
         remedy = "store it without a passphrase, for this user alone: openssl pkey -in FILE -out NEW"
         raise ConfigError(f"{self._key}: the key is encrypted: {remedy}")
 
-    def reload(self) -> None:
-        """Load the files again for the connections to come.
-
-        Raises: ConfigError, and then the old certificate stays.
-        """
-        self._context = self._load()
+    def use(self, loaded: ssl.SSLContext) -> None:
+        """Take what `load` has given for the connections to come."""
+        self._context = loaded
 
     def wrap(self, sock: socket.socket) -> ssl.SSLSocket:
         """`sock` with TLS on it; does the handshake within the socket's timeout.
@@ -103,3 +104,33 @@ class TlsContext:
         Raises: ssl.SSLError, OSError.
         """
         return self._context.wrap_socket(sock, server_side=True)
+
+
+class Certificate:
+    """The certificate that several protocols have: a context for each way in which ALPN calls them."""
+
+    def __init__(self, certificate: str, key: str, client_authority: str | None = None) -> None:
+        """The files, which are loaded for the first context."""
+        self._certificate = certificate
+        self._key = key
+        self._client_authority = client_authority
+        self._contexts: dict[tuple[str, ...], TlsContext] = {}
+
+    def context(self, protocols: tuple[str, ...] = ()) -> TlsContext:
+        """The one context of all who agree on these `protocols` by ALPN.
+
+        Raises: ConfigError.
+        """
+        if protocols not in self._contexts:
+            files = self._certificate, self._key
+            self._contexts[protocols] = TlsContext(*files, protocols, self._client_authority)
+        return self._contexts[protocols]
+
+    def reload(self) -> None:
+        """Load the files again, for all of them or for none.
+
+        Raises: ConfigError, and then the old certificate stays.
+        """
+        loaded = [(context, context.load()) for context in list(self._contexts.values())]
+        for context, fresh in loaded:
+            context.use(fresh)

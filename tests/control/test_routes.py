@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from hexz.assembly import CONTROL_PLACES
+from hexz.assembly.listeners import CONTROL_PLACES
 from tests.control.clients import WAIT_S, Controlled, UnixConnection, ask, done, mount, wait_for
 from tests.peers import ROOT, need, run
 
