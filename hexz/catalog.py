@@ -19,7 +19,7 @@ from typing import NamedTuple
 from hexz.errors import HexzError, NameTaken, NoSuchSnapshot, UsageError
 from hexz.metrics import SnapshotMetrics
 from hexz.printable import NO_UTF8
-from hexz.snapshot import OpenContext, Snapshot, Stream, doubt, open_snapshot
+from hexz.snapshot import OpenContext, Opener, Snapshot, Stream, doubt
 
 __all__ = ["MAX_NAME", "Catalog", "Lease", "Served", "Source", "SyncResult", "check_name"]
 
@@ -195,6 +195,7 @@ class Catalog:
 
     def __init__(self, context: OpenContext) -> None:
         self.context = context
+        self._opener = Opener(context)
         self.default: str | None = None
         self.stale = 0
         """How many snapshots are served whose directory was missing at the last `sync`."""
@@ -264,8 +265,8 @@ class Catalog:
         ]
 
     def open_aside(self, path: str) -> Snapshot:
-        """Open a file without publishing it; the caller closes it.  Raises: what `open_snapshot` raises."""
-        return open_snapshot(path, self.context)
+        """Open a file without publishing it; the caller closes it.  Raises: what `Opener.open` raises."""
+        return self._opener.open(path)
 
     def make_default(self, name: str) -> None:
         """Let `name` be what is served where no name is given.  Raises: NoSuchSnapshot."""
@@ -292,7 +293,7 @@ class Catalog:
     def add(self, name: str, path: str, mounted: bool = False) -> None:
         """Open the file at `path` and publish it as `name`; a `mounted` one stays when the arguments are read again.
 
-        Raises: NameTaken; UsageError when the name is impossible; what `open_snapshot` raises.
+        Raises: NameTaken; UsageError when the name is impossible; what `Opener.open` raises.
         """
         self._publish(check_name(name), path, mounted, replace=False)
 
@@ -312,7 +313,7 @@ class Catalog:
                 raise NameTaken(f"a snapshot called {name!r} is already served: use NAME=FILE to choose another name")
             self._reserved.add(name)
         try:
-            snapshot = open_snapshot(path, self.context)
+            snapshot = self._opener.open(path)
             doubted = doubt(snapshot)
             try:
                 old = self._put(name, path, snapshot, mounted, replace)
@@ -453,7 +454,7 @@ class Catalog:
             return
         if published.mounted:
             raise NameTaken(f"{path}: a snapshot that was mounted while running is called {name!r} already")
-        fresh = open_snapshot(path, self.context)
+        fresh = self._opener.open(path)
         same = fresh is published.snapshot
         fresh.close()
         if not same:

@@ -13,7 +13,7 @@ import pytest
 
 from hexz.errors import BlockError, CorruptSnapshot
 from hexz.format.index import Page
-from hexz.snapshot import new_context, open_snapshot
+from hexz.snapshot import Opener, new_context, open_snapshot
 from hexz.snapshot.opening import MAX_CHAIN
 from tests.crafted import PAGE_ENTRIES, Craft
 from tests.peers import ROOT
@@ -100,7 +100,7 @@ def test_one_stream_off_the_grid_decides_for_the_file(tmp_path: Path) -> None:
 
 
 def test_a_chain_that_is_opened_from_its_base_on_is_no_longer_than_any_other(tmp_path: Path) -> None:
-    context = new_context(1 << 20, workers=0)
+    opener = Opener(new_context(1 << 20, workers=0))
     held = []
     for number in range(MAX_CHAIN + 1):
         craft = Craft()
@@ -113,16 +113,16 @@ def test_a_chain_that_is_opened_from_its_base_on_is_no_longer_than_any_other(tmp
         path = str(craft.write(tmp_path / f"{number}.hxz"))
         if number == MAX_CHAIN:
             with pytest.raises(CorruptSnapshot, match=rf"{number}\.hxz: too many parents: at most {MAX_CHAIN} deep"):
-                open_snapshot(path, context)
+                opener.open(path)
         else:
-            held.append(open_snapshot(path, context))
+            held.append(opener.open(path))
     assert b"".join(held[-1].streams["disk"].read(0, 4096)) == b"b" * 4096
     for snapshot in held:
         snapshot.close()
 
 
 def test_ancestors_that_are_open_already_count(tmp_path: Path) -> None:
-    context = new_context(1 << 20, workers=0)
+    opener = Opener(new_context(1 << 20, workers=0))
     held = []
 
     def opened(file: str, parents: list[str]) -> None:
@@ -130,7 +130,7 @@ def test_ancestors_that_are_open_already_count(tmp_path: Path) -> None:
         craft.parents = parents
         craft.data(b"b" * 10)
         craft.page()
-        held.append(open_snapshot(str(craft.write(tmp_path / file)), context))
+        held.append(opener.open(str(craft.write(tmp_path / file))))
 
     for first in (0, 100, 200):
         for number in range(first, first + 90):
@@ -166,7 +166,7 @@ def test_hashes_that_are_nearly_alike_are_told_apart_at_once(
     looked: list[int] = []
     original = Page.hash
     with open_snapshot(str(child.write(tmp_path / "child.hxz")), new_context(8 << 20, workers=0)) as snapshot:
-        snapshot.parents[0].hash_index()
+        snapshot.parents[0].lineage.hash_index()
         monkeypatch.setattr(Page, "hash", lambda page, entry: looked.append(entry) or original(page, entry))
         assert b"".join(snapshot.streams["disk"].read(512, 512)) == b"x" * 512
         with pytest.raises(BlockError, match="is in no parent"):
@@ -176,7 +176,7 @@ def test_hashes_that_are_nearly_alike_are_told_apart_at_once(
 
 def test_the_order_of_a_hash_index_cannot_be_foreseen() -> None:
     """Neither where the interpreter's own hashes are the same in each process."""
-    script = "from hexz.snapshot.parents import _key; print(_key(bytes(range(32))))"
+    script = "from hexz.snapshot.hashes import _key; print(_key(bytes(range(32))))"
     environment = {**os.environ, "PYTHONHASHSEED": "0"}
     keys = {subprocess.check_output([sys.executable, "-c", script], cwd=ROOT, env=environment) for _ in range(3)}
     assert len(keys) > 1

@@ -29,7 +29,7 @@ from hexz.format.metadata import MAX_FILES, MAX_METADATA, NO_LISTING, Listing, m
 from hexz.format.records import PageRecord
 from hexz.protocol.nbd import constants as c
 from hexz.snapshot import new_context, open_snapshot
-from hexz.snapshot.loading import SHARED_BLOCK
+from hexz.snapshot.loader import SHARED_BLOCK
 from hexz.snapshot.manifests import Manifest
 from hexz.snapshot.pages import RECORD_COST
 from tests.bounds import little_memory
@@ -305,8 +305,8 @@ def test_blocks_are_found_by_their_hashes_in_8_bytes_each(tmp_path: Path) -> Non
     context = new_context(1 << 20)
     with open_snapshot(str(child), context) as snapshot:
         assert b"".join(snapshot.streams["disk"].read(0, 4096)) == b"x" * 4096
-        index = snapshot.parents[0].hash_index()
-        assert index is snapshot.parents[0].hash_index()
+        index = snapshot.parents[0].lineage.hash_index()
+        assert index is snapshot.parents[0].lineage.hash_index()
         held = sum(sys.getsizeof(keys) for keys in index._sorted)
         assert held < 50_000 * 8 * 1.2
         for number in range(0, 50_000, 777):

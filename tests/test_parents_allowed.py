@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from hexz.errors import ParentMissing, ParentRefused
-from hexz.snapshot import new_context, open_snapshot, opening
+from hexz.snapshot import Opener, new_context, open_snapshot, opening
 from tests.crafted import Craft
 from tests.peers import ROOT, Server, run
 
@@ -80,11 +80,11 @@ def test_an_encrypted_ancestor_needs_its_folder_named_too(tmp_path: Path) -> Non
 def test_a_parent_that_is_open_already_is_no_exception(tmp_path: Path) -> None:
     base = encrypted_base(tmp_path)
     path = child(tmp_path / "child.hxz")
-    context = new_context(1 << 20, PASSWORD, workers=0)
-    with open_snapshot(str(base), context):
+    opener = Opener(new_context(1 << 20, PASSWORD, workers=0))
+    with opener.open(str(base)):
         descriptors = len(os.listdir("/proc/self/fd"))
         with pytest.raises(ParentRefused):
-            open_snapshot(str(path), context)
+            opener.open(str(path))
         assert len(os.listdir("/proc/self/fd")) == descriptors
 
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from hexz.errors import BlockError, HexzError, StorageError
 from hexz.format.codec import Codec
 from hexz.snapshot import Snapshot, Stream, new_context, open_snapshot
+from hexz.snapshot.stored import StoredFile
 from hexz.tools.pack import pack
 from tests import samples
 
@@ -147,13 +148,13 @@ def test_many_threads_get_right_bytes_from_a_bounded_cache(tmp_path: Path, monke
     cache = 4 << 20
     context = new_context(cache, workers=2)
     decoded: deque[int] = deque()
-    original = Snapshot.decode
+    original = StoredFile.decode
 
-    def counting(self: Snapshot, stored: bytes, logical: int, crc: int, number: int) -> bytes:
+    def counting(self: StoredFile, stored: bytes, logical: int, crc: int, number: int) -> bytes:
         decoded.append(number)
         return original(self, stored, logical, crc, number)
 
-    monkeypatch.setattr(Snapshot, "decode", counting)
+    monkeypatch.setattr(StoredFile, "decode", counting)
     with open_snapshot(str(packed), context) as snapshot:
         stream = disk_of(snapshot)
         wrong: list[object] = []

@@ -9,7 +9,8 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from hexz.catalog import Lease
 from hexz.images.backend import Abilities, Backend, ImageExtent, Session
 from hexz.snapshot import PARENT, ZERO, Effort, Extent, Stream
-from hexz.snapshot.passing import read_past
+from hexz.snapshot.hashes import NO_HASH
+from hexz.snapshot.uncached import read_uncached
 
 __all__ = ["HexzBackend", "HexzSession", "OpenStream", "dirty_extents", "zero_extents"]
 
@@ -17,7 +18,6 @@ LONG = 1 << 20
 """Bytes from which on a read may go past the cache."""
 PLACES = threading.BoundedSemaphore(32)
 """Readers that do so at once; 16 MiB in all."""
-NO_HASH = bytes(32)
 STEP = 65536
 """Blocks of an index that are looked at between two extents at most: some ten milliseconds."""
 OpenStream = Callable[[], "tuple[Lease, Stream]"]
@@ -45,11 +45,11 @@ class HexzSession(Session):
         self.size = stream.size
         self.block_size = stream.block_size
         self.etag = stream.etag
-        self.abilities = Abilities(dirty=stream.snapshot.thin)
+        self.abilities = Abilities(dirty=stream.file.thin)
 
     def read(self, offset: int, length: int) -> Generator[Sequence[memoryview], None, None]:
         """The span in pieces, decompressed for this reader alone."""
-        return read_past(self.stream, offset, length)
+        return read_uncached(self.stream, offset, length)
 
     @contextlib.contextmanager
     def passing(self, length: int) -> Iterator[bool]:
@@ -58,7 +58,7 @@ class HexzSession(Session):
         So many, of so large an image, would push out of it what others read.  Where a reader may do so is
         counted, since it holds a piece of up to half a MiB.
         """
-        large = length >= LONG and self.stream.size > self.stream.snapshot.context.blocks.budget // 2
+        large = length >= LONG and self.stream.size > self.stream.cache_size // 2
         if not (large and PLACES.acquire(blocking=False)):
             yield False
             return
@@ -95,15 +95,14 @@ def zero_extents(stream: Stream, offset: int, length: int) -> Iterator[ImageExte
 
 def dirty_extents(stream: Stream, offset: int, length: int) -> Iterator[ImageExtent]:
     """The same cut where bytes surely are those of the first parent at the same place: these are clean."""
-    parents = stream.snapshot.parents
-    first = parents[0].streams.get(stream.name) if parents else None
+    first = stream.first_parent
     for start, size, kind in _in_steps(stream.extents, offset, length):
         parts: Iterator[tuple[int, int, bool]]
         if first is None or kind not in (PARENT, ZERO):
             parts = iter([(start, size, True)])
         elif kind == ZERO:
             parts = _still_zero(first, start, size)
-        elif not stream.pages.records or stream.snapshot.lineage.is_same_place():
+        elif not stream.pages.records or stream.lineage.is_same_place():
             clean = max(0, min(size, first.size - start))
             parts = iter([(start, clean, False), (start + clean, size - clean, True)])
         else:

@@ -3,7 +3,7 @@
 from hexz.snapshot.context import DEFAULT_CACHE, OpenContext, new_context
 from hexz.snapshot.doubts import doubt
 from hexz.snapshot.extents import DATA, PARENT, ZERO, Effort, Extent
-from hexz.snapshot.opening import open_snapshot
+from hexz.snapshot.opening import Opener, open_snapshot
 from hexz.snapshot.snapshot import Snapshot
 from hexz.snapshot.stream import ZEROS, Stream
 
@@ -16,6 +16,7 @@ __all__ = [
     "Effort",
     "Extent",
     "OpenContext",
+    "Opener",
     "Snapshot",
     "Stream",
     "doubt",

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from hexz.cache import BlockCache, ByteBudget, Workers
 from hexz.metrics import Metrics
 from hexz.sealed import NO_POLICY, SealCache, SealPolicy, Seals
 from hexz.snapshot.manifests import Manifests
 from hexz.snapshot.pages import PageCache
-
-if TYPE_CHECKING:
-    from hexz.snapshot.snapshot import Snapshot
 
 __all__ = ["DEFAULT_CACHE", "OpenContext", "lies_in", "new_context"]
 
@@ -28,17 +25,12 @@ SMALLEST_LASTING = 32 << 20
 
 
 class OpenContext(NamedTuple):
-    """The shared parts; one context for a process is usual.
-
-    `opened` has each open snapshot by path and identity, so that a base which is
-    served itself and supplies its children is open, and cached, once.
-    """
+    """The shared parts; one context for a process is usual."""
 
     blocks: BlockCache
     pages: PageCache
     workers: Workers
     metrics: Metrics
-    opened: dict[tuple[str, str], Snapshot]
     decoding: ByteBudget
     manifests: Manifests
     sealed_pieces: SealCache
@@ -84,5 +76,5 @@ def new_context(
     pages = PageCache(index, max(cache_size, SMALLEST_LASTING))
     decoding = ByteBudget(min(max(cache_size // 4, SMALLEST_DECODING), LARGEST_DECODING))
     return OpenContext(
-        blocks, pages, threads, metrics, {}, decoding, Manifests(), SealCache(), Seals(seals), password, parent_dirs
+        blocks, pages, threads, metrics, decoding, Manifests(), SealCache(), Seals(seals), password, parent_dirs
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 from hexz.errors import HexzError
 from hexz.format.codec import MAX_FRAME_HEADER, BlockDamage, frame_marks
 from hexz.format.header import Compression
+from hexz.snapshot.lineage import Lineage
 from hexz.snapshot.snapshot import Snapshot
 
 __all__ = ["doubt"]
@@ -24,7 +25,7 @@ def doubt(snapshot: Snapshot) -> str:
 
     The first stored block of a file speaks for all of them.
     """
-    paths = [one.path for one in (snapshot, *snapshot.ancestors()) if _unchecked_dictionary(one)]
+    paths = [one.file.path for one in (snapshot.lineage, *snapshot.lineage.ancestors()) if _unchecked_dictionary(one)]
     if not paths:
         return ""
     more = f" and {len(paths) - NAMED} more" if len(paths) > NAMED else ""
@@ -35,28 +36,29 @@ def doubt(snapshot: Snapshot) -> str:
     )
 
 
-def _unchecked_dictionary(snapshot: Snapshot) -> bool:
-    header = snapshot.header
-    if header.dictionary is None or header.compression is not Compression.ZSTD or snapshot.storage.seal is not None:
+def _unchecked_dictionary(lineage: Lineage) -> bool:
+    header = lineage.file.header
+    if header.dictionary is None or header.compression is not Compression.ZSTD or lineage.file.storage.seal is not None:
         return False
     try:
-        frame = _first_frame(snapshot)
+        frame = _first_frame(lineage)
         marks = frame_marks(frame) if frame is not None else None
     except (HexzError, BlockDamage):
         return False  # whoever reads it will be told
     return marks is not None and marks.dictionary_id != 0 and not marks.has_checksum
 
 
-def _first_frame(snapshot: Snapshot) -> bytes | memoryview | None:
+def _first_frame(lineage: Lineage) -> bytes | memoryview | None:
     """The beginning, at least, of the first stored block as it was compressed.  Raises: HexzError, BlockDamage."""
-    for stream in snapshot.streams.values():
-        for number in range(min(len(stream.pages.records), MAX_PAGES_LOOKED_AT)):
-            page = stream.pages.read(number)
+    file = lineage.file
+    for pages in lineage.tables.values():
+        for number in range(min(len(pages.records), MAX_PAGES_LOOKED_AT)):
+            page = pages.read(number)
             for entry in range(page.count):
                 if page.stored[entry]:
                     length = page.stored[entry]
-                    if not snapshot.encrypted:
+                    if not file.encrypted:
                         length = min(length, MAX_FRAME_HEADER)
-                    stored = snapshot.storage.read(page.stored_offset(entry), length)
-                    return snapshot.compressed(stored, page.first_block + entry)
+                    stored = file.storage.read(page.stored_offset(entry), length)
+                    return file.compressed(stored, page.first_block + entry)
     return None

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from hexz.format.index import Page
-
-if TYPE_CHECKING:
-    from hexz.snapshot.stream import Stream
+from hexz.snapshot.lineage import Lineage
+from hexz.snapshot.pages import PageTable
 
 __all__ = ["DATA", "PARENT", "ZERO", "Effort", "Extent", "flat_extents", "own_extents"]
 
@@ -46,28 +45,32 @@ class Effort:
         return self.left <= 0
 
 
-def own_extents(stream: Stream, offset: int, length: int, effort: Effort | None = None) -> Iterator[Extent]:
+def own_extents(
+    pages: PageTable, lineage: Lineage, offset: int, length: int, effort: Effort | None = None
+) -> Iterator[Extent]:
     """What the stream's own index says of [offset, offset + length), which lies in the stream.
 
     With an `effort` only so far as it goes, but at least to the end of a page.
     """
-    return _coalesce(_own(stream, offset, length, effort))
+    return _coalesce(_own(pages, lineage, offset, length, effort))
 
 
-def flat_extents(stream: Stream, offset: int, length: int, effort: Effort | None = None) -> Iterator[Extent]:
+def flat_extents(
+    pages: PageTable, lineage: Lineage, offset: int, length: int, effort: Effort | None = None
+) -> Iterator[Extent]:
     """The same with what parents supply looked up in them: only data and zero."""
-    return _coalesce(_flat(stream, offset, length, effort))
+    return _coalesce(_flat(pages, lineage, offset, length, effort))
 
 
-def _own(stream: Stream, offset: int, length: int, effort: Effort | None) -> Iterator[Extent]:
+def _own(pages: PageTable, lineage: Lineage, offset: int, length: int, effort: Effort | None) -> Iterator[Extent]:
     end = offset + length
-    if length and not stream.pages.records:
-        yield Extent(offset, length, PARENT if stream.snapshot.parents else ZERO)
+    if length and not pages.records:
+        yield Extent(offset, length, PARENT if lineage.parents else ZERO)
         return
     while offset < end:
         if effort is not None and effort.watch is not None:
             effort.watch()
-        page = stream.pages.at(offset).page
+        page = pages.at(offset).page
         if effort is not None:
             effort.left -= page.count + PAGE_COST
         stop = min(page.end, end)
@@ -88,24 +91,23 @@ def _of_page(page: Page, offset: int, end: int) -> Iterator[Extent]:
             return
 
 
-def _flat(stream: Stream, offset: int, length: int, effort: Effort | None) -> Iterator[Extent]:
-    lineage = stream.snapshot.lineage
+def _flat(pages: PageTable, lineage: Lineage, offset: int, length: int, effort: Effort | None) -> Iterator[Extent]:
     # A page at a time, so that what its parents say of it is looked at before the next one: an effort that is
     # spent has led somewhere then.
-    for extent in _own(stream, offset, length, effort):
+    for extent in _own(pages, lineage, offset, length, effort):
         if extent.kind != PARENT:
             yield extent
-        elif stream.pages.records and not lineage.is_same_place():
+        elif pages.records and not lineage.is_same_place():
             # Blocks found by content are stored data wherever they lie.
             yield extent._replace(kind=DATA)
         else:
             position = extent.start
-            lineage.ends_known(stream.name, extent.start + extent.length, wait=True)
-            for parent, start, size in lineage.same_place(stream.name, extent.start, extent.length):
+            lineage.ends_known(pages.name, extent.start + extent.length, wait=True)
+            for parent, start, size in lineage.same_place(pages.name, extent.start, extent.length):
                 if parent is None:
                     yield Extent(position, size, ZERO)
                 else:
-                    for inner in _flat(parent, start, size, effort):
+                    for inner in _flat(parent.tables[pages.name], parent, start, size, effort):
                         yield inner._replace(start=position + inner.start - start)
                     if effort is not None and effort.spent:
                         return

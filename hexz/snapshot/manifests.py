@@ -12,7 +12,7 @@ from hexz.format.header import Section
 from hexz.format.metadata import MAX_FILES, MAX_METADATA, ArchivedFile, Listing, parse_listing
 from hexz.storage import Storage
 
-__all__ = ["Manifest", "Manifests", "read_metadata"]
+__all__ = ["Facts", "Manifest", "Manifests", "read_metadata"]
 
 log = logging.getLogger("hexz.snapshot")
 
@@ -58,7 +58,7 @@ class Manifests:
 class Manifest:
     """What the metadata of one snapshot lists; every method may be called from any thread.
 
-    All raise SnapshotTooLarge when there is more metadata than is read, and StorageError.
+    All raise StorageError; and, but for `zeros_from`, SnapshotTooLarge when there is more metadata than is read.
     """
 
     def __init__(self, storage: Storage, place: Section | None, sizes: tuple[int, int], manifests: Manifests) -> None:
@@ -79,6 +79,16 @@ class Manifest:
             return None
         files = self._manifests.find(self)
         return self._read().files if files is None else files
+
+    def zeros_from(self, end: int) -> bool:
+        """Whether the file itself says that the blocks of its disk end at `end`, before the disk does.
+
+        format.md section 7: a lost page looks the same, so nothing else is believed.
+        """
+        try:
+            return self.facts().blocks_end == end
+        except SnapshotTooLarge:
+            return False
 
     def _find_facts(self) -> Facts:
         listing = self._read()

@@ -45,11 +45,12 @@ from hexz.sealed import open_storage
 from hexz.snapshot.context import OpenContext, lies_in
 from hexz.snapshot.identity import identify
 from hexz.snapshot.pages import RECORD_COST, PageCache
-from hexz.snapshot.snapshot import Parts, Snapshot
+from hexz.snapshot.snapshot import Snapshot, sizes_of_streams
+from hexz.snapshot.stored import StoredFile
 from hexz.storage import Storage
 from hexz.units import format_size
 
-__all__ = ["MAX_ANCESTORS", "MAX_CHAIN", "open_snapshot"]
+__all__ = ["MAX_ANCESTORS", "MAX_CHAIN", "Opener", "open_snapshot"]
 
 MAX_CHAIN = 64
 """Longest chain of parents followed, the snapshot itself included."""
@@ -72,90 +73,130 @@ class _Family(NamedTuple):
     rounds: list[int]
 
 
-def open_snapshot(path: str, context: OpenContext) -> Snapshot:
-    """Open the snapshot at `path` with its parents; `close` it when done.
+class Opener:
+    """Opens snapshots, with their parents, with what a `context` holds for all of them.
 
-    Raises: a SnapshotError that says what is wrong with which file; SystemFailure.
+    Each file is open, and cached, once: a base that is served itself and supplies its children, too.
     """
-    try:
-        real = os.path.realpath(path)
-    except ValueError:
-        raise SnapshotNotFound(repr(path), "not a possible file name") from None
-    return _open(path, real, context, _Family((), [], []))
 
+    def __init__(self, context: OpenContext) -> None:
+        self.context = context
+        self._opened: dict[tuple[str, str], Snapshot] = {}  # by path and identity
 
-def _open(path: str, real: str, context: OpenContext, family: _Family) -> Snapshot:
-    """Open the file at `real`, which messages call `path`."""
-    # What was found out about the real path holds for what is opened: no link on it is followed any more.
-    storage = open_storage(real, context.seals.policy, context.sealed_pieces, resolved=True)
-    shared = context.opened.get((storage.name, storage.identity))
-    if shared is not None and storage.identity not in family.line and shared.retain():
-        if shared.look():
-            storage.close()
-            return shared
-        shared.close()
-    parents: list[Snapshot] = []
-    try:
-        header, index, undeclared = _read_structure(storage, context.pages)
-        if context.take_undeclared:
-            index = index.with_sizes(undeclared)
-        line = (*family.line, storage.identity)
-        if storage.identity in family.line:
-            raise CorruptSnapshot(path, "is its own ancestor: the parents form a circle")
-        if len(line) > MAX_CHAIN or len(family.opened) >= MAX_ANCESTORS:
-            raise CorruptSnapshot(path, TOO_MANY)
-        family.opened.append(storage.identity)
-        if header.encryption is None and context.require_encrypted:
-            raise NotEncrypted(path, "is not encrypted, and --require-encrypted was given")
-        if header.encryption is not None:
-            family.rounds.append(header.encryption.iterations)
-            if sum(family.rounds) > MAX_ROUNDS:
-                raise CorruptSnapshot(path, f"its key and its family's take more than {MAX_ROUNDS} rounds")
-        if header.parents and not context.follow_parents:
-            named = ", ".join(map(repr, header.parents))
-            raise ParentRefused(path, f"has parents ({named}), and --no-parents was given: pack it without")
-        for stored in header.parents:
-            child = path, os.path.dirname(real)
-            parents.append(_open_parent(*child, stored, context, _Family(line, family.opened, family.rounds)))
-        _check_family(path, parents)
-        if header.encryption is None:
-            _check_plain_text(path, "it itself is not", parents, context)
-        cipher = _cipher(storage, header, context.password)
-        parts = Parts(
-            storage,
-            header,
-            index,
-            _layout(storage, header, index),
-            identify(storage, header, index, [parent.identity for parent in parents]),
-            _codec(storage, header),
-            cipher,
-            tuple(parents),
-            undeclared,
-        )
-        snapshot = Snapshot(parts, context)
+    def open(self, path: str) -> Snapshot:
+        """Open the snapshot at `path` with its parents; `close` it when done.
+
+        Raises: a SnapshotError that says what is wrong with which file; SystemFailure.
+        """
         try:
-            _check_ends(snapshot)
-            if cipher is not None and not _try_password(snapshot):
-                _check_plain_text(
-                    path, "it has no block that shows that its writer knew the password", parents, context
-                )
+            real = os.path.realpath(path)
+        except ValueError:
+            raise SnapshotNotFound(repr(path), "not a possible file name") from None
+        return self._open(path, real, _Family((), [], []))
+
+    def _open(self, path: str, real: str, family: _Family) -> Snapshot:
+        """Open the file at `real`, which messages call `path`."""
+        context = self.context
+        # What was found out about the real path holds for what is opened: no link on it is followed any more.
+        storage = open_storage(real, context.seals.policy, context.sealed_pieces, resolved=True)
+        shared = self._opened.get((storage.name, storage.identity))
+        if shared is not None and storage.identity not in family.line and shared.retain():
+            if shared.look():
+                storage.close()
+                return shared
+            shared.close()
+        parents: list[Snapshot] = []
+        try:
+            header, index, undeclared = _read_structure(storage, context.pages)
+            if context.take_undeclared:
+                index = index.with_sizes(undeclared)
+            line = _join(path, storage, header, family, context)
+            for stored in header.parents:
+                child = path, os.path.dirname(real)
+                parents.append(self._open_parent(*child, stored, _Family(line, family.opened, family.rounds)))
+            _check_family(path, parents)
+            if header.encryption is None:
+                _check_plain_text(path, "it itself is not", parents, context)
+            cipher = _cipher(storage, header, context.password)
+            layout = _layout(storage, header, index)
+            identity = identify(storage, header, index, [parent.file.identity for parent in parents])
+            codec, counts = _codec(storage, header), [parent.counts for parent in parents]
+            file = StoredFile(storage, header, codec, cipher, identity, sizes_of_streams(index), counts)
+            snapshot = Snapshot(file, index, layout, undeclared, parents, context, self._forget)
+            try:
+                _check_ends(snapshot, index)
+                if cipher is not None and not _try_password(snapshot):
+                    _check_plain_text(
+                        path, "it has no block that shows that its writer knew the password", parents, context
+                    )
+            except BaseException:
+                snapshot.lineage.close()
+                raise
+            self._opened[storage.name, storage.identity] = snapshot
+            return snapshot
         except BaseException:
-            for stream in snapshot.streams.values():
-                stream.pages.forget()
+            storage.close()
+            for parent in parents:
+                parent.close()
             raise
-        context.opened[snapshot.key] = snapshot
-        return snapshot
-    except BaseException:
-        storage.close()
-        for parent in parents:
-            parent.close()
-        raise
+
+    def _open_parent(self, child: str, folder: str, stored: str, family: _Family) -> Snapshot:
+        folders = [folder, *map(os.path.realpath, self.context.parent_dirs)]
+        for place in _parent_places(stored, folders):
+            try:
+                return self._open(place, place, family)
+            except SnapshotNotFound as error:
+                if error.path != place:
+                    raise
+            except SnapshotUnreadable:
+                if not os.path.isdir(place):
+                    raise
+        looked = ", ".join(dict.fromkeys(folders))
+        raise ParentMissing(
+            child,
+            f"its parent {stored!r} was not found in {looked}, where links that lead out are not followed: "
+            "put it there or name its folder with --parent-dir",
+        )
+
+    def _forget(self, snapshot: Snapshot) -> None:
+        """The snapshot is closed."""
+        key = snapshot.path, snapshot.storage.identity
+        if self._opened.get(key) is snapshot:
+            del self._opened[key]
+
+
+def open_snapshot(path: str, context: OpenContext) -> Snapshot:
+    """Open one snapshot, as `Opener.open` does: for who wants no second one."""
+    return Opener(context).open(path)
+
+
+def _join(path: str, storage: Storage, header: Header, family: _Family, context: OpenContext) -> tuple[str, ...]:
+    """Make the file one of the `family` that is being opened; the identities from the first child down to it.
+
+    Raises: CorruptSnapshot, NotEncrypted, ParentRefused.
+    """
+    line = (*family.line, storage.identity)
+    if storage.identity in family.line:
+        raise CorruptSnapshot(path, "is its own ancestor: the parents form a circle")
+    if len(line) > MAX_CHAIN or len(family.opened) >= MAX_ANCESTORS:
+        raise CorruptSnapshot(path, TOO_MANY)
+    family.opened.append(storage.identity)
+    if header.encryption is None and context.require_encrypted:
+        raise NotEncrypted(path, "is not encrypted, and --require-encrypted was given")
+    if header.encryption is not None:
+        family.rounds.append(header.encryption.iterations)
+        if sum(family.rounds) > MAX_ROUNDS:
+            raise CorruptSnapshot(path, f"its key and its family's take more than {MAX_ROUNDS} rounds")
+    if header.parents and not context.follow_parents:
+        named = ", ".join(map(repr, header.parents))
+        raise ParentRefused(path, f"has parents ({named}), and --no-parents was given: pack it without")
+    return line
 
 
 def _check_family(path: str, parents: Sequence[Snapshot]) -> None:
     """See that the snapshot has no more ancestors than are read; those that were open already count as well."""
-    ancestors = {ancestor.uid for parent in parents for ancestor in (parent, *parent.ancestors())}
-    if any(parent.generations >= MAX_CHAIN for parent in parents) or len(ancestors) > MAX_ANCESTORS:
+    ancestors = {file.uid for parent in parents for file in parent.family()}
+    if any(parent.lineage.generations >= MAX_CHAIN for parent in parents) or len(ancestors) > MAX_ANCESTORS:
         raise CorruptSnapshot(path, TOO_MANY)
 
 
@@ -236,7 +277,7 @@ def _check_index(storage: Storage, header: Header, index: MasterIndex) -> dict[s
     return undeclared
 
 
-def _check_ends(snapshot: Snapshot) -> None:
+def _check_ends(snapshot: Snapshot, index: MasterIndex) -> None:
     """See that the blocks of each stream end where it does.
 
     Raises: CorruptSnapshot; not for a last page that cannot be read or used: its readers will be told.
@@ -245,12 +286,12 @@ def _check_ends(snapshot: Snapshot) -> None:
         records = stream.pages.records
         if not records:
             continue
-        last, sizes = records[-1], snapshot.index.entry_sizes
+        last, sizes = records[-1], index.entry_sizes
         try:
             raw = snapshot.storage.read(last.offset, last.length)
             end = parse_page(raw, last, None, snapshot.header.index_offset, entry_sizes=sizes).end
         except (DamagedIndex, StorageError) as error:
-            snapshot.note_failure(CorruptSnapshot(snapshot.path, f"the last index page of the {name}: {error}"))
+            snapshot.file.note_failure(CorruptSnapshot(snapshot.path, f"the last index page of the {name}: {error}"))
             continue
         held = snapshot.undeclared.get(name, stream.size)
         if end != held and not stream.pages.zeros_from(end):
@@ -306,7 +347,7 @@ def _try_password(snapshot: Snapshot) -> bool:
                 if page.stored[entry]:
                     try:
                         stored = snapshot.storage.read(page.stored_offset(entry), page.stored[entry])
-                        snapshot.decode(stored, page.logical[entry], page.crc[entry], page.first_block + entry)
+                        snapshot.file.decode(stored, page.logical[entry], page.crc[entry], page.first_block + entry)
                     except TagMismatch:
                         raise WrongPassword(snapshot.path, "wrong password") from None
                     except (BlockDamage, SealMismatch):
@@ -314,25 +355,6 @@ def _try_password(snapshot: Snapshot) -> bool:
                         return False
                     return True
     return False
-
-
-def _open_parent(child: str, folder: str, stored: str, context: OpenContext, family: _Family) -> Snapshot:
-    folders = [folder, *map(os.path.realpath, context.parent_dirs)]
-    for place in _parent_places(stored, folders):
-        try:
-            return _open(place, place, context, family)
-        except SnapshotNotFound as error:
-            if error.path != place:
-                raise
-        except SnapshotUnreadable:
-            if not os.path.isdir(place):
-                raise
-    looked = ", ".join(dict.fromkeys(folders))
-    raise ParentMissing(
-        child,
-        f"its parent {stored!r} was not found in {looked}, where links that lead out are not followed: "
-        "put it there or name its folder with --parent-dir",
-    )
 
 
 def _parent_places(stored: str, folders: Sequence[str]) -> list[str]:

@@ -11,7 +11,7 @@ from hexz.cache import EMPTY, Block
 from hexz.errors import CorruptSnapshot
 from hexz.format.index import DamagedIndex, Page, parse_page
 from hexz.format.records import RECORD_SIZE, PageRecords
-from hexz.storage import Storage
+from hexz.snapshot.stored import StoredFile
 
 __all__ = ["LoadedPage", "PageCache", "PageTable"]
 
@@ -99,30 +99,46 @@ class PageTable:
 
     def __init__(
         self,
-        storage: Storage,
-        records: PageRecords,
+        file: StoredFile,
+        name: str,
         size: int,
-        index_offset: int,
+        records: PageRecords,
+        blocks_end: int,
         cache: PageCache,
         zeros_from: Callable[[int], bool],
         entry_sizes: Sequence[int],
     ) -> None:
-        """`zeros_from` says whether the stream, whose last block ends at a position, has only zeros from there on.
+        """`name` and `size` (bytes) are the stream's, whose blocks end at `blocks_end`: there too, in most files.
+
+        `zeros_from` says whether the stream, whose last block ends at a position, has only zeros from there on.
 
         `entry_sizes` are those that pages may have, bytes.
         """
+        self.name = name
+        self.size = size
         self.records = records
         positions = records.positions
         self.starts: Sequence[int] = positions.tolist() if len(positions) <= LISTED_PAGES else positions
         self.loaded: list[LoadedPage | None] = [None] * len(records)
-        self._storage = storage
-        self._size = size
-        self._index_offset = index_offset
+        self._storage = file.storage
+        self._blocks_end = blocks_end
+        self._index_offset = file.header.index_offset
         self._cache = cache
         self.zeros_from = zeros_from
         self._entry_sizes = entry_sizes
         self._lasting = len(records) * RECORD_COST
+        self._size_known = not records or not size  # set once
         cache.hold(self._lasting)
+
+    def size_known(self, wait: bool) -> bool:
+        """Whether the last index page has confirmed the size; with `wait` that page is read now if need be.
+
+        Raises: CorruptSnapshot, StorageError, only with `wait`.
+        """
+        if wait and not self._size_known:
+            self.at(self.size - 1)
+            self._size_known = True
+        return self._size_known
 
     def number_at(self, position: int) -> int:
         """The number of the page that covers `position`, which lies in the stream."""
@@ -149,7 +165,7 @@ class PageTable:
         """
         record = self.records[number]
         last = number + 1 == len(self.starts)
-        end = self._size if last else self.starts[number + 1]
+        end = self._blocks_end if last else self.starts[number + 1]
         raw = self._storage.read(record.offset, record.length)
         try:
             zeros_from = self.zeros_from if last else None

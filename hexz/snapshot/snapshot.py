@@ -1,96 +1,92 @@
-"""One open ``.hxz`` file: its facts, its streams, and the decoding of its blocks."""
+"""An open snapshot: its facts, its streams, and who uses it."""
 
 from __future__ import annotations
 
-import itertools
 import logging
 import threading
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
-from hexz.cache import Once
-from hexz.errors import HexzError, SnapshotTooLarge
-from hexz.format.codec import BlockDamage, Codec, crc32
-from hexz.format.crypto import BlockCipher
-from hexz.format.header import Header
+from hexz.errors import SnapshotTooLarge
 from hexz.format.index import MasterIndex
 from hexz.format.metadata import ArchivedFile
-from hexz.metrics.files import FileCounts
 from hexz.snapshot.context import OpenContext
-from hexz.snapshot.identity import Identity, digest_of
+from hexz.snapshot.lineage import Lineage
 from hexz.snapshot.manifests import Facts, Manifest, read_metadata
-from hexz.snapshot.parents import HashIndex, Lineage
+from hexz.snapshot.pages import PageTable
+from hexz.snapshot.stored import StoredFile
 from hexz.snapshot.stream import Stream
-from hexz.storage import Storage
 
-__all__ = ["Parts", "Snapshot"]
+__all__ = ["Snapshot", "sizes_of_streams"]
 
 log = logging.getLogger("hexz.snapshot")
 
-_uids = itertools.count(1)
 
-
-class Parts(NamedTuple):
-    """What opening a file found out: everything that a `Snapshot` is made of."""
-
-    storage: Storage
-    header: Header
-    master: MasterIndex
-    layout: str
-    identity: Identity
-    codec: Codec
-    cipher: BlockCipher | None
-    parents: tuple[Snapshot, ...]
-    undeclared: dict[str, int]
+def sizes_of_streams(index: MasterIndex) -> dict[str, int]:
+    """The streams that the file has, by name, with their sizes in bytes."""
+    found = ("disk", index.main, index.main_size), ("memory", index.aux, index.aux_size)
+    return {name: size for name, records, size in found if records or size}
 
 
 class Snapshot:
     """An open snapshot; shared by everybody who opens the same file, closed by the last.
 
-    `uid` is unique for the life of the process: keys of the block cache begin with it.
-    `etag` identifies the bytes of the ``.hxz`` file itself; each stream has its own.
-    `generations` is the length of the longest chain of parents, itself included.
+    `file` is the ``.hxz`` file, `etag` identifies its bytes; each stream has its own.
     `undeclared` has the bytes that are in the blocks of streams that declare none, as when a pipe was packed.
+    `relatives` are the streams of all ancestors by their page tables.
     """
 
-    def __init__(self, parts: Parts, context: OpenContext) -> None:
-        self.uid = next(_uids)
-        self.path = parts.storage.name
-        self.storage = parts.storage
-        self.header = parts.header
-        self.index = parts.master
-        self.layout = parts.layout
+    def __init__(
+        self,
+        file: StoredFile,
+        index: MasterIndex,
+        layout: str,
+        undeclared: Mapping[str, int],
+        parents: Sequence[Snapshot],
+        context: OpenContext,
+        closed: Callable[[Snapshot], None],
+    ) -> None:
+        """`parents` are closed with it; `closed` is called when the last user has let go."""
+        self.file = file
+        self.path = file.path
+        self.storage = file.storage
+        self.header = file.header
+        self.encrypted = file.encrypted
+        self.thin = file.thin
+        self.mtime = file.mtime
+        self.counts = file.counts
+        self.file_size = file.storage.size
+        self.etag = f"{file.digest('file')}-1"
+        self.layout = layout
+        self.undeclared = undeclared
+        self.parents = tuple(parents)
         self.context = context
-        self.key = (parts.storage.name, parts.storage.identity)
-        self.parents = parts.parents
-        self.generations: int = 1 + max((parent.generations for parent in parts.parents), default=0)
-        self.encrypted = parts.header.encryption is not None
-        self.file_size = parts.storage.size
-        self.mtime = parts.storage.modified_ns / 1e9
-        self.identity = parts.identity
-        self._codec = parts.codec
-        self._cipher = parts.cipher
-        sizes_of_streams = parts.master.main_size, parts.master.aux_size
-        self._manifest = Manifest(parts.storage, parts.header.metadata, sizes_of_streams, context.manifests)
-        self.etag = f"{self.digest('file')}-1"
-        self.undeclared = parts.undeclared
-        self.streams: dict[str, Stream] = {}
-        for name, pages, size in (
-            ("disk", parts.master.main, parts.master.main_size),
-            ("memory", parts.master.aux, parts.master.aux_size),
-        ):
-            if pages or size:
-                self.streams[name] = Stream(self, name, parts.master)
-        sizes = {stream.name: stream.size for stream in self.streams.values()}
-        families = [parent.counts for parent in parts.parents]
-        self.counts: FileCounts = FileCounts(self.uid, self.path, parts.storage.reads, sizes, families)
-        self.lineage = Lineage(self)
+        sizes = index.main_size, index.aux_size
+        self._manifest = Manifest(file.storage, file.header.metadata, sizes, context.manifests)
+        self.lineage: Lineage = Lineage(file, self._tables(index), [one.lineage for one in parents], context.pages)
+        self.relatives: dict[PageTable, Stream] = {}
+        for parent in parents:
+            self.relatives.update(parent.relatives)
+            self.relatives.update((stream.pages, stream) for stream in parent.streams.values())
+        self.streams: dict[str, Stream] = {
+            name: Stream(table, self.lineage, self.relatives, context) for name, table in self.lineage.tables.items()
+        }
+        self._closed = closed
         self._lock = threading.Lock()
         self._uses = 1  # written under _lock
-        self._hashes: Once[HashIndex] = Once()
-        self._lasting = 0  # bytes held until it is closed, beside the lists of pages
         for oddity in self._undeclared_told():
             log.info("%s: %s", self.path, oddity)
+
+    def _tables(self, index: MasterIndex) -> dict[str, PageTable]:
+        """The page tables of its streams."""
+        tables = {}
+        for name, size in sizes_of_streams(index).items():
+            records = index.main if name == "disk" else index.aux
+            zeros_from = self._manifest.zeros_from if name == "disk" else _no_zeros
+            held = self.undeclared.get(name, size)
+            cache, sizes = self.context.pages, index.entry_sizes
+            tables[name] = PageTable(self.file, name, size, records, held, cache, zeros_from, sizes)
+        return tables
 
     @property
     def disk(self) -> Stream | None:
@@ -103,75 +99,19 @@ class Snapshot:
         return self.streams.get("memory")
 
     @property
-    def thin(self) -> bool:
-        """Whether some bytes may come from parents."""
-        return bool(self.parents)
-
-    @property
     def changed(self) -> bool:
         """Whether its file, or one of its ancestors, was seen to be written to since it was opened."""
-        return any(one.storage.changed for one in (self, *self.ancestors()))
+        return any(one.storage.changed for one in self.family())
 
     def look(self) -> bool:
         """Look at the files themselves whether any `changed`; True when none did."""
-        return all([one.storage.look() for one in (self, *self.ancestors())])
+        return all([one.storage.look() for one in self.family()])
 
-    def digest(self, what: str) -> str:
-        """32 hex digits that identify the bytes of `what` (a stream's name, or ``file``)."""
-        return digest_of(self.identity.current, what)
-
-    def decode(self, stored: bytes | memoryview, logical_length: int, crc: int, number: int) -> bytes:
-        """The plain bytes of block `number` of the file, whose stored bytes are given; checked.
-
-        Raises: BlockDamage (CRC, tag, codec, length).
-        """
-        if crc32(stored) != crc:
-            raise BlockDamage("CRC-32 mismatch")
-        if self._cipher is not None:
-            stored = self._cipher.decrypt(stored, number)
-        return self._codec.decode(stored, logical_length)
-
-    def compressed(self, stored: bytes | memoryview, number: int) -> bytes | memoryview:
-        """The stored bytes of block `number` of the file as they were before they were encrypted.
-
-        Raises: BlockDamage (tag).
-        """
-        return stored if self._cipher is None else self._cipher.decrypt(stored, number)
-
-    def ancestors(self) -> Iterator[Snapshot]:
-        """Every parent and their parents, nearest first, each once."""
-        seen: set[int] = set()
-        level = list(self.parents)
-        while level:
-            following: list[Snapshot] = []
-            for snapshot in level:
-                if snapshot.uid not in seen:
-                    seen.add(snapshot.uid)
-                    yield snapshot
-                    following += snapshot.parents
-            level = following
-
-    def hash_index(self) -> HashIndex:
-        """The file's data blocks by hash; the first call reads its whole index.
-
-        Raises: CorruptSnapshot, StorageError, SnapshotTooLarge.
-        """
-        return self._hashes.get(self._make_hash_index)
-
-    def _make_hash_index(self) -> HashIndex:
-        index = HashIndex(self)
-        self._lasting += index.cost
-        self.context.pages.hold(index.cost)
-        return index
-
-    def note_failure(self, error: HexzError) -> None:
-        """A block could not be decompressed ahead; who asks for it is told, so this is for debugging only."""
-        if self._uses:
-            log.debug("ahead: %s", error)
-
-    def note_bug(self, error: Exception) -> None:
-        """Something unexpected happened in a background thread."""
-        log.error("%s: unexpected trouble while reading ahead", self.path, exc_info=error)
+    def family(self) -> Iterator[StoredFile]:
+        """Its file and those of its ancestors, nearest first, each once."""
+        yield self.file
+        for one in self.lineage.ancestors():
+            yield one.file
 
     @property
     def files(self) -> list[ArchivedFile] | None:
@@ -211,14 +151,6 @@ class Snapshot:
         Raises: SnapshotTooLarge, StorageError.
         """
         return read_metadata(self.storage, self.header.metadata)
-
-    def zeros_from(self, end: int) -> bool:
-        """Whether the file itself says that the blocks of its disk end at `end`, before the disk does.
-
-        format.md section 7: a lost page looks the same, so nothing else is believed.
-        Raises: StorageError.
-        """
-        return self._facts().blocks_end == end
 
     def _facts(self) -> Facts:
         try:
@@ -277,12 +209,9 @@ class Snapshot:
             last = self._uses == 0
         if not last:
             return
-        if self.context.opened.get(self.key) is self:
-            del self.context.opened[self.key]
-        self.storage.close()
-        for stream in self.streams.values():
-            stream.pages.forget()
-        self.context.pages.hold(-self._lasting)
+        self._closed(self)
+        self.file.close()
+        self.lineage.close()
         self._manifest.forget()
         self.forget_cached()
         for parent in self.parents:
@@ -290,7 +219,7 @@ class Snapshot:
 
     def forget_cached(self) -> None:
         """Drop the file's decompressed blocks; those that somebody reads just now live as long as that."""
-        uid = self.uid
+        uid = self.file.uid
         self.context.blocks.forget(lambda key: isinstance(key, tuple) and key[0] == uid)
 
     def __enter__(self) -> Snapshot:
@@ -298,3 +227,7 @@ class Snapshot:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _no_zeros(end: int) -> bool:
+    return False

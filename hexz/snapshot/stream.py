@@ -7,22 +7,19 @@ load, to wait or to ask a parent is in the slower methods below it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
 
 from hexz.cache import Block
 from hexz.errors import OutOfMemory
-from hexz.format.index import MasterIndex
 from hexz.metrics.counters import waited
 from hexz.snapshot import extents as extent_lists
+from hexz.snapshot.context import OpenContext
 from hexz.snapshot.extents import Effort, Extent
 from hexz.snapshot.identity import digest_of
-from hexz.snapshot.loading import SHARED_BLOCK, BlockLoader
+from hexz.snapshot.lineage import Lineage
+from hexz.snapshot.loader import SHARED_BLOCK, BlockLoader
 from hexz.snapshot.pages import LoadedPage, PageTable
 from hexz.snapshot.readahead import ReadAhead
-
-if TYPE_CHECKING:
-    from hexz.snapshot.snapshot import Snapshot
 
 __all__ = ["ZEROS", "Stream"]
 
@@ -41,31 +38,41 @@ MAX_SOURCES = 65536
 class Stream:
     """One byte stream of an open snapshot.  Every method may be called from any thread.
 
+    `file`, `pages` and `lineage` are what it is read from.
     `etag` identifies its bytes.  By `former_etag` overlays and processes of earlier releases know them.
     """
 
-    def __init__(self, snapshot: Snapshot, name: str, index: MasterIndex) -> None:
-        records = index.main if name == "disk" else index.aux
-        self.snapshot = snapshot
-        self.name = name
-        self.size = index.main_size if name == "disk" else index.aux_size
-        self.block_size = _preferred(snapshot.header.block_size)
-        self.etag = f"{snapshot.digest(name)}-1"
-        self.former_etag = f"{digest_of(snapshot.identity.former, name)}-1"
-        context = snapshot.context
-        zeros_from = snapshot.zeros_from if name == "disk" else _no_zeros
-        held = snapshot.undeclared.get(name, self.size)
-        index_offset = snapshot.header.index_offset
-        self.pages = PageTable(
-            snapshot.storage, records, held, index_offset, context.pages, zeros_from, index.entry_sizes
-        )
-        self._loaded = self.pages.loaded
+    def __init__(
+        self,
+        pages: PageTable,
+        lineage: Lineage,
+        relatives: Mapping[PageTable, Stream],
+        context: OpenContext,
+    ) -> None:
+        """`relatives` are the streams of all ancestors by their pages."""
+        self.file = file = lineage.file
+        self.pages = pages
+        self.lineage = lineage
+        self.name = pages.name
+        self.size = pages.size
+        self.block_size = _preferred(file.header.block_size)
+        self.etag = f"{file.digest(self.name)}-1"
+        self.former_etag = f"{digest_of(file.identity.former, self.name)}-1"
+        self.cache_size = context.blocks.budget
+        """Bytes of blocks, of all streams together, that stay in memory."""
+        self.loader = BlockLoader(file, pages, context.blocks, context.workers, context.decoding)
+        self._loaded = pages.loaded
         self._blocks = context.blocks
-        self.loader = BlockLoader(snapshot, name, self.size, self.pages)
         self._readahead = ReadAhead(self.loader.ahead, context.blocks.budget // 8)
+        self._relatives = relatives
         self._sources: dict[int, tuple[Stream, int]] = {}
         self._recent: LoadedPage | None = None
-        self._size_known = not self.pages.records or not self.size  # set once
+
+    @property
+    def first_parent(self) -> Stream | None:
+        """The stream of this name of the first parent, where what the file has not is looked for first."""
+        pages = self.lineage.parents[0].tables.get(self.name) if self.lineage.parents else None
+        return None if pages is None else self._relatives[pages]
 
     def known_as(self, etag: str) -> bool:
         """Whether `etag`, which was recorded some time, means these bytes."""
@@ -120,16 +127,6 @@ class Stream:
         assert views is not None
         return views
 
-    def size_known(self, wait: bool) -> bool:
-        """Whether the last index page has confirmed the size; with `wait` that page is read now if need be.
-
-        Raises: CorruptSnapshot, StorageError, only with `wait`.
-        """
-        if wait and not self._size_known:
-            self.pages.at(self.size - 1)
-            self._size_known = True
-        return self._size_known
-
     def prefetch(self, offset: int, length: int) -> None:
         """Queue the decompression of a span and return at once; what finds no room is left out."""
         self.loader.ahead(offset, min(length, self._blocks.budget // 2, self.size - offset), None)
@@ -140,14 +137,14 @@ class Stream:
         With an `effort` the list may end before the span does, where that is spent.
         Raises: CorruptSnapshot, StorageError.
         """
-        return extent_lists.own_extents(self, offset, length, effort)
+        return extent_lists.own_extents(self.pages, self.lineage, offset, length, effort)
 
     def flat_extents(self, offset: int, length: int, effort: Effort | None = None) -> Iterator[Extent]:
         """The same with parents looked through: only ``data`` and ``zero``.
 
         Raises: CorruptSnapshot, StorageError.
         """
-        return extent_lists.flat_extents(self, offset, length, effort)
+        return extent_lists.flat_extents(self.pages, self.lineage, offset, length, effort)
 
     def _page_if_loaded(self, offset: int) -> LoadedPage | None:
         if not self._loaded:
@@ -234,8 +231,8 @@ class Stream:
     def _from_parent(
         self, page: LoadedPage, number: int, skip: int, length: int, wait: bool
     ) -> list[memoryview] | None:
-        lineage = self.snapshot.lineage
-        if not wait and not self.snapshot.parents:
+        lineage = self.lineage
+        if not wait and not lineage.parents:
             return None
         start = page.page.block_start(number)
         if lineage.settled and lineage.is_same_place():
@@ -244,9 +241,10 @@ class Stream:
         if source is None:
             if not wait:
                 return None
-            source = lineage.source(self.name, start, page.page.logical[number], page.page.hash(number))
-            if source is None:
+            found = lineage.source(self.name, start, page.page.logical[number], page.page.hash(number))
+            if found is None:
                 return self._same_place(start + skip, length, wait)
+            source = self._relatives[found[0]], found[1]
             if len(self._sources) >= MAX_SOURCES:
                 self._sources.clear()
             self._sources[start] = source
@@ -255,13 +253,15 @@ class Stream:
 
     def _same_place(self, offset: int, length: int, wait: bool) -> list[memoryview] | None:
         """A span of the first parent whose stream of this name reaches it; zeros past all of them."""
-        if not self.snapshot.lineage.ends_known(self.name, offset + length, wait):
+        lineage = self.lineage
+        if not lineage.ends_known(self.name, offset + length, wait):
             return None
         views: list[memoryview] = []
-        for stream, start, size in self.snapshot.lineage.same_place(self.name, offset, length):
-            if stream is None:
+        for parent, start, size in lineage.same_place(self.name, offset, length):
+            if parent is None:
                 views += _zeros(size)
                 continue
+            stream = self._relatives[parent.tables[self.name]]
             part = stream.read(start, size) if wait else stream.read_cached(start, size)
             if part is None:
                 return None
@@ -272,10 +272,6 @@ class Stream:
 def _zeros(length: int) -> list[memoryview]:
     whole, rest = divmod(length, len(ZEROS))
     return [ZEROS] * whole + ([ZEROS[:rest]] if rest else [])
-
-
-def _no_zeros(end: int) -> bool:
-    return False
 
 
 def _preferred(block_size: int) -> int:

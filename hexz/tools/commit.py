@@ -66,7 +66,7 @@ def commit(
             stream = base.streams.get(head.stream)
             if stream is None or not stream.known_as(head.etag):
                 raise UsageError(f"{below}: is not the snapshot that {overlay} was made over: name it with --parent")
-            family = (snapshot.path for snapshot in (base, *base.ancestors()))
+            family = (file.path for file in base.family())
             check_output(out, [overlay, overlay + JOURNAL_SUFFIX, *family], replace)
             private = head.stream == "memory" or base.encrypted
             store = OverlayStore(overlay, head, stream.read, read_only=True)

@@ -62,7 +62,7 @@ def extract(
         if files is not None:
             return _extract_folder(snapshot, files, out)
         stream = stream_of(snapshot, name or "disk")
-        check_output(out, [snapshot.path, *(parent.path for parent in snapshot.ancestors())])
+        check_output(out, [file.path for file in snapshot.family()])
         if stream.size > LARGEST_FILE:
             raise SystemFailure(f"{out}: cannot write: no file can have {stream.size} bytes")
         private = stream.name == "memory" or _encrypted(snapshot)
@@ -74,7 +74,7 @@ def extract(
 
 
 def _encrypted(snapshot: Snapshot) -> bool:
-    return any(one.encrypted for one in (snapshot, *snapshot.ancestors()))
+    return any(file.encrypted for file in snapshot.family())
 
 
 def _copy(stream: Stream, offset: int, length: int, file: BinaryIO, progress: Progress) -> None:

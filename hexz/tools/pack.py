@@ -99,8 +99,8 @@ def pack(
     context = new_context(PARENT_CACHE, password, parent_dirs, seals=seals)
     base = open_snapshot(parent, context) if parent else None
     try:
-        family = [base, *base.ancestors()] if base else []
-        check_output(out, [*sources.values(), *(snapshot.path for snapshot in family)], replace)
+        family = [file.path for file in base.family()] if base else []
+        check_output(out, [*sources.values(), *family], replace)
         stored_parent = stored_path(parent, out) if parent else None
         trained = _train(disk, block_size) if dictionary else None
         with sealed_file(out, seal, seals.key, memory is not None, replace) as file:

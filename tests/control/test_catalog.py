@@ -18,7 +18,7 @@ from hexz.daemon.running import Running
 from hexz.daemon.systemd import Notifier
 from hexz.errors import NoSuchSnapshot
 from hexz.servers.accept_loop import AcceptLoop
-from hexz.snapshot import OpenContext, Snapshot, new_context, open_snapshot
+from hexz.snapshot import Opener, Snapshot, new_context
 from tests.control.clients import wait_for
 
 HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
@@ -40,11 +40,13 @@ def test_what_is_taken_away_while_its_successor_is_opened_stays_away(
     catalog = Catalog(new_context(4 << 20))
     catalog.add("a", str(first))
 
-    def open_slowly(path: str, context: OpenContext) -> Snapshot:
-        assert catalog.remove("a", timeout=30)
-        return open_snapshot(path, context)
+    opened = Opener.open
 
-    monkeypatch.setattr(module, "open_snapshot", open_slowly)
+    def open_slowly(self: Opener, path: str) -> Snapshot:
+        assert catalog.remove("a", timeout=30)
+        return opened(self, path)
+
+    monkeypatch.setattr(Opener, "open", open_slowly)
     with pytest.raises(NoSuchSnapshot):
         catalog.replace("a", str(second))
     assert catalog.names() == [] and catalog.default is None

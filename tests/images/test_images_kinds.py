@@ -55,14 +55,13 @@ def test_clean_is_what_the_parent_has_and_zero_is_zeros(name: str) -> None:
         return  # one of those that nobody can open, which others test
     session = HexzBackend(lambda: catalog.stream("image")).open()
     stream: Stream = session.stream  # type: ignore[attr-defined]
-    parents = [parent.streams.get("disk") for parent in stream.snapshot.parents]
+    parent = stream.first_parent
     clean = end = 0
     for extent in coalesced(session.extents(0, session.size, True)):
         assert extent.start == end and extent.length > 0
         end += extent.length
         if not extent.dirty:
             clean += extent.length
-            parent = parents[0]
             assert parent is not None and end <= parent.size
             assert b"".join(parent.read(extent.start, extent.length)) == b"".join(
                 stream.read(extent.start, extent.length)

@@ -13,7 +13,7 @@ from hexz.catalog import Catalog
 from hexz.errors import BlockError
 from hexz.images.hexz import LONG, PLACES, HexzBackend, HexzSession
 from hexz.snapshot import new_context, open_snapshot
-from hexz.snapshot.passing import PIECE, read_past
+from hexz.snapshot.uncached import PIECE, read_uncached
 from hexz.tools.pack import pack
 from tests import samples, vectors
 from tests.images.house import House
@@ -47,7 +47,7 @@ def test_pieces_are_the_stream(image: Path, name: str) -> None:
         for number in range(6):
             offset = source.randrange(len(content)) if number else 0
             length = source.randrange(1, len(content) - offset + 1) if number else len(content)
-            pieces = [b"".join(views) for views in read_past(stream, offset, length)]
+            pieces = [b"".join(views) for views in read_uncached(stream, offset, length)]
             assert b"".join(pieces) == content[offset : offset + length]
             assert max(map(len, pieces)) <= 2 * PIECE
             if number == 0 and name not in ("1048576", "thin"):
@@ -68,7 +68,7 @@ def test_pieces_of_files_of_every_release_are_what_was_packed(name: str) -> None
             if facts["size"] > 64 << 20 or vector["expect"] == "unresolvable-parent-block":
                 continue
             digest = hashlib.sha256()
-            for views in read_past(stream, 0, stream.size):
+            for views in read_uncached(stream, 0, stream.size):
                 digest.update(b"".join(views))
             assert digest.hexdigest() == facts["sha256"]
     context.workers.stop()
@@ -84,7 +84,7 @@ def test_a_damaged_block_is_an_error_at_its_place(image: Path) -> None:
         assert snapshot.disk is not None
         got = b""
         with pytest.raises(BlockError) as raised:
-            for views in read_past(snapshot.disk, 0, SIZE):
+            for views in read_uncached(snapshot.disk, 0, SIZE):
                 got += b"".join(views)
     assert content.startswith(got) and raised.value.position - PIECE <= len(got) <= raised.value.position
 

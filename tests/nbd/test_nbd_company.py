@@ -65,7 +65,7 @@ def test_many_connections_get_what_they_ask_for(path: Path, exports: Exports, mo
                 client.send(bytes(batch[:cut]))
                 client.send(bytes(batch[cut:]))
                 if source.random() < 0.001:  # so that some meet blocks that are gone
-                    server.disk.snapshot.context.blocks.forget(lambda _: True)
+                    server.catalog.context.blocks.forget(lambda _: True)
                 while asked:
                     reply = client.reply(asked)
                     command, offset, length = asked.pop(reply.cookie)

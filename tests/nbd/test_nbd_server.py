@@ -155,7 +155,7 @@ class Held:
     def __init__(self, server: Serving) -> None:
         self.permits = threading.Semaphore(0)
         self.reads: list[int] = []
-        storage = server.disk.snapshot.storage
+        storage = server.disk.file.storage
         read = storage.read
 
         def wait_and_read(offset: int, length: int) -> bytes:

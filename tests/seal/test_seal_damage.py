@@ -117,7 +117,7 @@ def test_a_thin_snapshot_of_a_sealed_one_reads_through_both_seals(snap: Path, tm
     with open_snapshot(str(tmp_path / "thin.hxz"), new_context(8 << 20, seals=SealPolicy(None, True))) as thin:
         assert thin.disk is not None
         assert b"".join(thin.disk.read(0, len(image))) == image
-        assert [parent.info()["sealed"] for parent in thin.ancestors()] == ["plain"]
+        assert [parent.info()["sealed"] for parent in thin.parents] == ["plain"]
         thin.context.workers.stop()
 
 

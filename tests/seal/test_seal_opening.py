@@ -18,7 +18,7 @@ import requests
 from hexz.errors import HexzError, SealDamaged, SealKeyNeeded, SealMismatch, SealMissing, SnapshotUnreadable
 from hexz.format.seal import FANOUT, HASH_SIZE, LEAF_SIZE, SUFFIX, SealHeader, SealTree, seal_key
 from hexz.sealed import SealPolicy
-from hexz.snapshot import Snapshot, new_context, open_snapshot
+from hexz.snapshot import Opener, Snapshot, new_context, open_snapshot
 from hexz.tools.pack import pack
 from hexz.tools.seal import seal
 from tests import samples
@@ -238,13 +238,13 @@ def test_a_parent_that_is_damaged_is_told_to_who_reads_the_child(tmp_path: Path)
 
 
 def test_a_file_that_was_open_without_a_seal_is_opened_anew_with_it(snap: Path) -> None:
-    context = new_context(8 << 20, workers=0)
-    with open_snapshot(str(snap), context) as bare:
+    opener = Opener(new_context(8 << 20, workers=0))
+    with opener.open(str(snap)) as bare:
         write_seal(snap)
-        with open_snapshot(str(snap), context) as sealed:
+        with opener.open(str(snap)) as sealed:
             assert (bare.info()["sealed"], sealed.info()["sealed"]) == ("none", "plain")
             assert bare.etag == sealed.etag, "a seal changes nothing of what is served"
-            with open_snapshot(str(snap), context) as again:
+            with opener.open(str(snap)) as again:
                 assert again is sealed
 
 

@@ -77,7 +77,7 @@ class OverlayBackend(Backend):
             return session
 
     def _open_store(self, stream: Stream) -> OverlayStore:
-        head = Head(stream.size, BLOCK_SIZE, stream.etag, stream.snapshot.path, stream.name)
+        head = Head(stream.size, BLOCK_SIZE, stream.etag, stream.file.path, stream.name)
         return OverlayStore(self._place, head, stream.read, self._quota, self._read_only, stream.former_etag)
 
     def leave(self, writing: bool) -> None:

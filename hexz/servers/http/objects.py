@@ -116,7 +116,7 @@ def archived_contents(snapshot: Snapshot, file: ArchivedFile) -> Contents:
 
 def archived_etag(snapshot: Snapshot, file: ArchivedFile) -> str:
     """The tag of an archived file: of its snapshot and its place in it."""
-    place = f"{snapshot.digest(f'files {file.stream}')} {file.offset} {file.size}"
+    place = f"{snapshot.file.digest(f'files {file.stream}')} {file.offset} {file.size}"
     return f"{hashlib.blake2b(place.encode(), digest_size=16).hexdigest()}-1"
 
 

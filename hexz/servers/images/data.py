@@ -76,7 +76,7 @@ class ImageData(Resource):
         source = self.stack.enter_context(contextlib.closing(SessionSource(session)))
         validators, kept = None, VOLATILE
         if isinstance(session, HexzSession):
-            validators, kept = Validators(session.stream.etag, session.stream.snapshot.mtime), REVALIDATE
+            validators, kept = Validators(session.stream.etag, session.stream.file.mtime), REVALIDATE
         named = f'; filename="{self.image.id}"' if _PLAIN_NAME.fullmatch(self.image.id) else ""
         headers = (("Content-Disposition", f"attachment{named}"), kept)
         representation = Representation(

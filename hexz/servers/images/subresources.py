@@ -56,7 +56,7 @@ class Extents(Resource):
         if isinstance(session, HexzSession):
             kept = REVALIDATE
             tag = f"{session.stream.etag}-{context}-{start}-{length}"
-            validators = Validators(tag, session.stream.snapshot.mtime)
+            validators = Validators(tag, session.stream.file.mtime)
         return represent(self.head, Representation(spool, spool.length, "application/json", validators, (kept,)))
 
 

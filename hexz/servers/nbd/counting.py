@@ -5,10 +5,9 @@ from __future__ import annotations
 from time import perf_counter
 
 from hexz.errors import HexzError
-from hexz.metrics.counters import SnapshotMetrics, waited
+from hexz.metrics.counters import Metrics, SnapshotMetrics, waited
 from hexz.metrics.labels import ABORTED, CLOSE, EXTENTS, FAILED, OK, OPEN, OTHER, PREFETCH, READ, REFUSED
 from hexz.protocol.nbd import constants as c
-from hexz.snapshot import Stream
 
 __all__ = ["NbdCounting"]
 
@@ -23,19 +22,19 @@ class NbdCounting:
     client's have the same length.  It puts others into `odd`, and says with `sent` how many such reads went out.
     """
 
-    def __init__(self, metrics: SnapshotMetrics, stream: Stream, peer: str) -> None:
+    def __init__(self, metrics: SnapshotMetrics, totals: Metrics, stream: str, peer: str) -> None:
         self._metrics = metrics
-        self._stream = stream.name
+        self._stream = stream
         self._peer = peer
-        self._all = stream.snapshot.context.metrics
-        self.cell = metrics.meter(PROTOCOL, READ, stream.name).cell()
+        self._totals = totals
+        self.cell = metrics.meter(PROTOCOL, READ, stream).cell()
         self._flights: set[int] = set()
         self.odd: list[int] = []
         self.began = perf_counter()
         """When something was received last (``perf_counter``)."""
         self.troubles = 0
         """Replies that could not be given for want of good data, so far."""
-        metrics.meter(PROTOCOL, OPEN, stream.name).add(OK, 0, 0.0)
+        metrics.meter(PROTOCOL, OPEN, stream).add(OK, 0, 0.0)
 
     def sent(self, count: int) -> None:
         """`count` reads, at least one, were answered from the cache; the cell's usual length may be another one now."""
@@ -75,11 +74,11 @@ class NbdCounting:
     def trouble(self, error: BaseException) -> None:
         """Good data could not be had."""
         self.troubles += 1
-        self._all.events.add(str(error), self._metrics.name)
+        self._totals.events.add(str(error), self._metrics.name)
 
     def departs(self, offset: int, length: int) -> int:
         """A read has to wait for its blocks; the number to give to `landed`."""
-        flights = self._all.flights
+        flights = self._totals.flights
         flight = flights.begin(PROTOCOL, READ, self._peer, self._metrics.name, self._stream, offset, length)
         self._flights.add(flight)
         return flight
@@ -87,11 +86,11 @@ class NbdCounting:
     def landed(self, flight: int) -> None:
         """Its blocks are there, or will never be."""
         self._flights.discard(flight)
-        self._all.flights.end(flight)
+        self._totals.flights.end(flight)
 
     def close(self) -> None:
         """The client has gone."""
         self.cell.close()
         for flight in self._flights:
-            self._all.flights.end(flight)
+            self._totals.flights.end(flight)
         self._metrics.meter(PROTOCOL, CLOSE, self._stream).add(OK, 0, 0.0)

@@ -88,7 +88,7 @@ class ColdReads:
     def __init__(self, pool: MissPool, stream: Stream) -> None:
         self._pool = pool
         self._stream = stream
-        self._most_bytes = min(MAX_WAITING_BYTES, stream.snapshot.context.blocks.budget // 4)
+        self._most_bytes = min(MAX_WAITING_BYTES, stream.cache_size // 4)
         self._wake: _Wake | None = None
         self._bytes = 0
         self._quick = False  # the last load took so little that the connection's thread may do some itself

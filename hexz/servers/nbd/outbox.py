@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple, Union
 
 from hexz.errors import BlockError, HexzError, Overloaded
-from hexz.metrics import SnapshotMetrics
+from hexz.metrics import Metrics, SnapshotMetrics
 from hexz.protocol.nbd import constants as c
 from hexz.protocol.nbd.replies import SIMPLE_REPLY, Buffer, ChunkedReplies, simple_error
 from hexz.servers.nbd.counting import NbdCounting
@@ -50,11 +50,15 @@ ZERO_BYTES = ZEROS.obj
 
 
 class Export(NamedTuple):
-    """A stream, the size it has for the client (at least its own, the rest is zeros), and what counts its requests."""
+    """A stream, the size it has for the client (at least its own, the rest is zeros), and what counts its requests.
+
+    `totals` count for all exports together.
+    """
 
     stream: Stream
     size: int
     metrics: SnapshotMetrics
+    totals: Metrics
 
 
 class Outbox:

@@ -35,7 +35,8 @@ class CatalogDirectory:
             lease, stream = self._catalog.stream(name)
         except NoSuchSnapshot:
             return None
-        return lease, Export(stream, -(-stream.size // self._pad) * self._pad, lease.metrics)
+        size = -(-stream.size // self._pad) * self._pad
+        return lease, Export(stream, size, lease.metrics, self._catalog.context.metrics)
 
     def opens(self, name: str, export: Export) -> bool:
         """Whether `name` still means the same stream."""
@@ -53,7 +54,7 @@ class CatalogDirectory:
         stream = export.stream
         full = lease.name if stream.name == "disk" else f"{lease.name}/{stream.name}"
         description = f"{stream.name} of {lease.name}, {stream.size} bytes"
-        facts = ExportFacts(full, export.size, description, max(stream.block_size, 4096), stream.snapshot.thin)
+        facts = ExportFacts(full, export.size, description, max(stream.block_size, 4096), stream.file.thin)
         lease.release()
         return facts
 

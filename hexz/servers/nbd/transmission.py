@@ -81,7 +81,7 @@ class Transmission:
         self._view = memoryview(self._buffer)
         self._start = 0  # the requests not looked at yet: from here in the buffer
         self._filled = len(received)  # to here
-        self._counting = NbdCounting(export.metrics, export.stream, connection.peer)
+        self._counting = NbdCounting(export.metrics, export.totals, export.stream.name, connection.peer)
         self._outbox = Outbox(
             sock, connection.peer, export.stream, self._chunks, self._counting, lambda: connection.leaving
         )

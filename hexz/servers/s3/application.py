@@ -109,11 +109,10 @@ class S3Application:
         if not snapshot.thin or self._keys is None or access_key is None or self._keys.may_read_all(access_key):
             return
         context = snapshot.context
-        for ancestor in snapshot.ancestors():
-            names = self._buckets.names_of(ancestor.path)
-            if not any(self._may_read(access_key, name) for name in names) and not context.in_parent_dirs(
-                ancestor.path
-            ):
+        for ancestor in snapshot.lineage.ancestors():
+            path = ancestor.file.path
+            readable = any(self._may_read(access_key, name) for name in self._buckets.names_of(path))
+            if not readable and not context.in_parent_dirs(path):
                 raise S3Error("AccessDenied", PARENTS_DENIED)
 
     # The service

@@ -10,16 +10,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING, NamedTuple, Optional
+from typing import NamedTuple, Optional
 
-from hexz.cache import Block, Loading
+from hexz.cache import Block, BlockCache, ByteBudget, Loading, Workers
 from hexz.errors import BlockError, HexzError
 from hexz.format.codec import BlockDamage
 from hexz.format.index import Page
 from hexz.snapshot.pages import LoadedPage, PageTable
-
-if TYPE_CHECKING:
-    from hexz.snapshot.snapshot import Snapshot
+from hexz.snapshot.stored import StoredFile
 
 __all__ = ["BlockLoader", "Run"]
 
@@ -56,14 +54,17 @@ class Run(NamedTuple):
 class BlockLoader:
     """The stored blocks of one stream, on their way into the cache."""
 
-    def __init__(self, snapshot: Snapshot, name: str, size: int, pages: PageTable) -> None:
-        self._snapshot = snapshot
-        self._name = name
-        self._size = size
+    def __init__(
+        self, file: StoredFile, pages: PageTable, blocks: BlockCache, workers: Workers, decoding: ByteBudget
+    ) -> None:
+        """`pages` are the stream's; `decoding` bounds what all threads decompress at once, in bytes."""
+        self._file = file
+        self._name = pages.name
+        self._size = pages.size
         self._pages = pages
-        self._blocks = snapshot.context.blocks
-        self._workers = snapshot.context.workers
-        self._decoding = snapshot.context.decoding
+        self._blocks = blocks
+        self._workers = workers
+        self._decoding = decoding
         self._slot_limit = min(SHARED_BLOCK, self._blocks.budget)
 
     def key(self, page: LoadedPage, number: int) -> tuple[int, ...]:
@@ -75,12 +76,12 @@ class BlockLoader:
         """
         index = page.page
         return (
-            self._snapshot.uid,
+            self._file.uid,
             index.stored_offset(number),
             index.stored[number],
             index.logical[number],
             index.crc[number],
-            index.first_block + number if self._snapshot.encrypted else 0,
+            index.first_block + number if self._file.encrypted else 0,
         )
 
     def load(self, page: LoadedPage, number: int) -> Block:
@@ -128,7 +129,7 @@ class BlockLoader:
                 made[0].ahead = use
             self._blocks.settle(claims)
             if made:
-                self._snapshot.counts.heat.note(self._name, run.start, run.end)
+                self._file.counts.heat.note(self._name, run.start, run.end)
         for (number, _), block in zip(duties, made):
             if block.data is not None and len(block.data) <= self._slot_limit:
                 run.page.slots[number] = block
@@ -148,8 +149,8 @@ class BlockLoader:
         base = page.stored_offset(first)
         length = page.stored_offset(last) + page.stored[last] - base
         with self._decoding.taken(2 * length + sum(map(page.logical.__getitem__, numbers))):
-            stored = memoryview(self._snapshot.storage.view(base, length))
-            decode = self._snapshot.decode
+            stored = memoryview(self._file.storage.view(base, length))
+            decode = self._file.decode
             for number in numbers:
                 at = page.stored_offset(number) - base
                 raw = stored[at : at + page.stored[number]]
@@ -157,7 +158,7 @@ class BlockLoader:
                     yield decode(raw, page.logical[number], page.crc[number], page.first_block + number)
                 except BlockDamage as damage:
                     raise BlockError(
-                        self._snapshot.path, self._name, page.block_start(number), base + at, str(damage)
+                        self._file.path, self._name, page.block_start(number), base + at, str(damage)
                     ) from None
 
     def missing(self, offset: int, end: int) -> list[Run]:
@@ -226,7 +227,7 @@ class BlockLoader:
                     length -= page.page.logical[number]
         except HexzError as error:
             # A damaged page ahead is no trouble of whoever reads here.
-            self._snapshot.note_failure(error)
+            self._file.note_failure(error)
         if not wanted:
             return None
         first = self._blocks.find(self.key(*wanted[0]))
@@ -251,12 +252,12 @@ class BlockLoader:
                 made = self.load_run(run, fresh=True, use=use)
                 if made and counted:
                     size = sum(len(data) for data in (block.data for block in made) if data is not None)
-                    self._snapshot.counts.ahead.add(len(made), size, time.perf_counter() - began)
+                    self._file.counts.ahead.add(len(made), size, time.perf_counter() - began)
             except HexzError as error:
-                self._snapshot.note_failure(error)
+                self._file.note_failure(error)
             except MemoryError:
                 self._blocks.shrink()
             except Exception as error:
-                self._snapshot.note_bug(error)
+                self._file.note_bug(error)
 
         return work

@@ -7,20 +7,17 @@ again and again, and so stays in the processor's cache.
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import TYPE_CHECKING
 
 from hexz.format.index import Page
+from hexz.snapshot.stream import Stream
 
-if TYPE_CHECKING:
-    from hexz.snapshot.stream import Stream
-
-__all__ = ["PIECE", "read_past"]
+__all__ = ["PIECE", "read_uncached"]
 
 PIECE = 256 << 10
 """Bytes in one piece, to the end of the block in which these end; larger blocks are copied from the cache."""
 
 
-def read_past(stream: Stream, offset: int, length: int) -> Generator[list[memoryview], None, None]:
+def read_uncached(stream: Stream, offset: int, length: int) -> Generator[list[memoryview], None, None]:
     """The span, which lies within the stream, in pieces of at most twice `PIECE`; cached blocks come from the cache.
 
     Raises: BlockError, StorageError, CorruptSnapshot.
@@ -37,7 +34,7 @@ def _piece(stream: Stream, offset: int, end: int) -> list[memoryview]:
     if not stream.pages.records:
         return stream.read(offset, stop - offset)
     views: list[memoryview] = []
-    run = _Run(stream, views)
+    batch = _Batch(stream, views)
     for loaded, number in stream.loader.between(offset, stop):
         page = loaded.page
         start, size = page.block_start(number), page.logical[number]
@@ -45,19 +42,19 @@ def _piece(stream: Stream, offset: int, end: int) -> list[memoryview]:
         data = loaded.slots[number].data
         if size > PIECE:
             last = min(last, stop - start)
-            run.finish()
+            batch.finish()
             # A copy, since a view would keep the whole block in memory for as long as the piece is on its way.
             views.append(memoryview(b"".join(stream.read(start + first, last - first))))
         elif data is None and page.stored[number]:
-            run.add(page, number, first, last)
+            batch.add(page, number, first, last)
         else:
-            run.finish()
+            batch.finish()
             views += [data[first:last]] if data is not None else stream.read(start + first, last - first)
-    run.finish()
+    batch.finish()
     return views
 
 
-class _Run:
+class _Batch:
     """Neighbouring blocks that are decompressed together, onto the end of `views`."""
 
     def __init__(self, stream: Stream, views: list[memoryview]) -> None:
