@@ -19,7 +19,7 @@ from hexz.images import hexz as images_hexz
 from hexz.images.registry import Registry
 from hexz.protocol.http.head import Framing, parse_head
 from hexz.protocol.nbd import constants as c
-from hexz.protocol.nbd.rules import Request
+from hexz.protocol.nbd.rules import NbdRequest
 from hexz.servers.connection import Connection
 from hexz.servers.http import snapshots as http_snapshots
 from hexz.servers.http.application import Request as HttpRequest
@@ -186,7 +186,7 @@ def test_a_parent_of_small_blocks_is_looked_at_no_further(tmp_path: Path) -> Non
     path = craft(tmp_path / "child.hxz", [(PARENT, 20_000)], 1, ("base.hxz",))
     with open_snapshot(str(path), new_context(1 << 20, workers=0)) as child:
         stream = child.streams["disk"]
-        request = Request(0, c.CMD_BLOCK_STATUS, 1, 0, stream.size)
+        request = NbdRequest(0, c.CMD_BLOCK_STATUS, 1, 0, stream.size)
         ((_, whole),) = status.describe(stream, stream.size, request, (c.BASE_ALLOCATION,))
         assert whole == [(20_000, c.STATE_HOLE | c.STATE_ZERO)]
         (part,) = stream.flat_extents(0, stream.size, Effort(3000))
