@@ -203,7 +203,7 @@ def test_the_images_api_looks_for_its_client_in_between(
     craft(tmp_path / "child.hxz", [(PARENT, 512)] * 400 + [(ZERO, 512)] * 600, 100, ("base.hxz",))
     catalog = Catalog(new_context(1 << 20, workers=0))
     catalog.add("child", str(tmp_path / "child.hxz"))
-    application = ImagesApplication(Registry(catalog), CatalogApplication(catalog))
+    application = ImagesApplication(Registry(catalog))
     looks: list[int] = []
     most = 1000
 
@@ -264,7 +264,7 @@ def test_a_checksum_ends_with_its_client(tmp_path: Path) -> None:
     made.flags = (0, 0, 0)
     catalog = Catalog(new_context(1 << 20, workers=0))
     catalog.add("huge", str(made.write(tmp_path / "huge.hxz")))
-    with serving({}, application=ImagesApplication(Registry(catalog), CatalogApplication(catalog))) as server:
+    with serving({}, application=ImagesApplication(Registry(catalog))) as server:
         with server.client() as client:
             client.send(request("GET", "/images/huge/checksum"))
             wait_for(lambda: len(server.listener.live()) == 1)

@@ -78,9 +78,10 @@ def http_site(parts: SiteParts) -> Service:
     """Snapshots, and images where some can be registered.  Raises: ConfigError."""
     from hexz.access import Gate, Tokens
     from hexz.images.registry import Registry
+    from hexz.servers.http.routing import Router
     from hexz.servers.http.server import HttpServer, HttpSite
     from hexz.servers.http.snapshots import CatalogApplication
-    from hexz.servers.images.application import ImagesApplication
+    from hexz.servers.images.application import PREFIX, ImagesApplication
 
     options, running = parts.options, parts.running
     tls, limit, access_log = parts.tls(HTTP_ALPN), parts.limit, parts.access_log
@@ -93,7 +94,7 @@ def http_site(parts: SiteParts) -> Service:
     snapshots = CatalogApplication(parts.catalog, options.max_range, lambda: running.serving)
     # oVirt's client speaks plain HTTP there, whatever it speaks elsewhere.
     local = os.path.abspath(options.http_socket) if options.http_socket and tls is None else None
-    application = ImagesApplication(registry, snapshots, local)
+    application = Router({PREFIX: ImagesApplication(registry, local)}, snapshots)
     gate = Gate(tokens, limit)
     metrics = parts.catalog.context.metrics
     return Service(HttpServer, HttpSite(application, gate, access_log, tls, options.cors, metrics=metrics))

@@ -19,7 +19,7 @@ from hexz.metrics import Purpose
 from hexz.metrics.labels import OTHER
 from hexz.protocol.http.head import RequestError
 from hexz.protocol.http.responses import Response
-from hexz.servers.http.application import Application, Request
+from hexz.servers.http.application import Request
 from hexz.servers.images.data import ImageData
 from hexz.servers.images.requests import PREFIX, Refusal, json_answer
 from hexz.servers.images.subresources import Checksum, Extents, Flush
@@ -39,20 +39,16 @@ ALL_FEATURES = ("checksum", "extents", "flush", "zero")
 
 
 class ImagesApplication:
-    """Answers ``/images/...`` and leaves every other path to the application behind it."""
+    """Answers ``/images`` and all that is below it."""
 
-    def __init__(self, registry: Registry, others: Application, unix_socket: str | None = None) -> None:
+    def __init__(self, registry: Registry, unix_socket: str | None = None) -> None:
         """`unix_socket`: where the same is to be had by clients on this machine, who are told."""
         self._registry = registry
         self._unix_socket = unix_socket
-        self._others = others
         self._resources = {"": ImageData, "extents": Extents, "checksum": Checksum, "flush": Flush}
 
     def respond(self, request: Request) -> Response:
-        """The response to any request."""
-        path = request.head.path
-        if path != f"/{PREFIX}" and not path.startswith(f"/{PREFIX}/"):
-            return self._others.respond(request)
+        """The response to any request there."""
         try:
             response = self._respond(request)
             return response if response.purpose else response._replace(purpose=UNNAMED)
