@@ -45,7 +45,7 @@ How to add an option:
 
 How to add an error:
 
-1. A class in `hexz/errors.py`, if no other means the same to a user: its facts, and one line that says what to do.
+1. A class in `hexz/errors.py` or its room's, if no other means the same: its facts, and a line that says what to do.
 2. Its exit status, HTTP status and NBD errno there too: handlers read those and never guess.
 3. Over S3 its status becomes a code, in `hexz/servers/s3/answers.py`; a new code goes to `hexz/protocol/s3/errors.py`.
 4. Where it is advice about the system's unit, that in `hexz/daemon/advice.py`.

@@ -17,6 +17,7 @@ __all__ = [
     "CorruptSnapshot",
     "CryptographyMissing",
     "HandedOver",
+    "HandoverError",
     "HexzError",
     "JsonError",
     "ListenError",
@@ -283,3 +284,7 @@ class AlreadyRunning(HexzError):
         )
         super().__init__(f"{path}: {what}")
         self.pid = pid
+
+
+class HandoverError(HexzError):
+    """What another process left behind for this one makes no sense."""

@@ -19,16 +19,8 @@ from collections import OrderedDict
 from typing import NamedTuple
 
 from hexz.errors import SealDamaged, SealKeyNeeded, SealMismatch, SealMissing, SnapshotNotFound, StorageError
-from hexz.format.seal import (
-    FANOUT,
-    HASH_SIZE,
-    HEADER_SIZE,
-    SUFFIX,
-    DamagedSeal,
-    SealHeader,
-    SealTree,
-    parse_seal_header,
-)
+from hexz.format.errors import DamagedSeal
+from hexz.format.seal import FANOUT, HASH_SIZE, HEADER_SIZE, SUFFIX, SealHeader, SealTree, parse_seal_header
 from hexz.storage import LocalFile, SealFacts, Storage
 
 __all__ = ["NO_POLICY", "SealCache", "SealPolicy", "SealedFile", "Seals", "open_storage"]

@@ -13,7 +13,8 @@ import pytest
 import zstandard
 
 from hexz.errors import HexzError
-from hexz.format.codec import BlockDamage, FrameMarks, frame_marks
+from hexz.format.codec import FrameMarks, frame_marks
+from hexz.format.errors import BlockDamage
 from hexz.snapshot import doubt, new_context, open_snapshot
 from hexz.tools.pack import pack
 from tests import samples

@@ -10,7 +10,7 @@ from hexz.catalog import Catalog
 from hexz.control.roots import Roots
 from hexz.errors import HexzError
 from hexz.protocol.nydus.bodies import BlobRequest
-from hexz.protocol.nydus.refusals import nested, other
+from hexz.protocol.nydus.errors import nested, other
 
 __all__ = ["MAX_BLOBS", "BlobTable"]
 

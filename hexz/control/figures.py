@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from hexz.catalog import Catalog
 from hexz.control.mounts import MountTable
 from hexz.metrics import Collected, nydus
-from hexz.protocol.nydus.refusals import ControlError, no_counter
+from hexz.protocol.nydus.errors import ControlError, no_counter
 
 __all__ = ["ControlFigures"]
 

@@ -16,7 +16,7 @@ from hexz.catalog import Catalog, Served
 from hexz.control.roots import Roots
 from hexz.errors import HexzError, NameTaken, NoSuchSnapshot, SnapshotError, UsageError
 from hexz.protocol.nydus.bodies import MountRequest
-from hexz.protocol.nydus.refusals import ControlError, nested, other
+from hexz.protocol.nydus.errors import ControlError, nested, other
 from hexz.protocol.nydus.shapes import Instance
 from hexz.sources import name_of
 

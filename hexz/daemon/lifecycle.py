@@ -12,8 +12,8 @@ from collections.abc import Callable
 from typing import Any
 
 from hexz.control.mounts import MountTable
-from hexz.errors import SystemFailure
-from hexz.protocol.handover import HandoverError, pack_state, parse_state
+from hexz.errors import HandoverError, SystemFailure
+from hexz.protocol.handover import pack_state, parse_state
 from hexz.protocol.nydus.machine import Event, State, follow
 from hexz.servers.accept_loop import AcceptLoop
 from hexz.servers.base import Listener

@@ -13,9 +13,10 @@ from typing import NamedTuple, Union
 import lz4.block
 import zstandard
 
+from hexz.format.errors import BlockDamage
 from hexz.format.header import Compression
 
-__all__ = ["MAX_FRAME_HEADER", "BlockDamage", "Codec", "Encoder", "FrameMarks", "crc32", "frame_marks"]
+__all__ = ["MAX_FRAME_HEADER", "Codec", "Encoder", "FrameMarks", "crc32", "frame_marks"]
 
 MAX_WINDOW = 128 << 20
 """Largest zstd window accepted, bytes: the format's own levels ask for at most this."""
@@ -26,10 +27,6 @@ MAX_FRAME_HEADER = 18
 Stored = Union[bytes, memoryview]
 
 crc32 = zlib.crc32
-
-
-class BlockDamage(Exception):
-    """A stored block that does not decode to exactly its logical length; the text says why."""
 
 
 class FrameMarks(NamedTuple):

@@ -8,15 +8,13 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
-from hexz.format.codec import BlockDamage
+from hexz.format.errors import CryptographyNeeded, TagMismatch
 from hexz.format.header import Encryption
 
 __all__ = [
     "MAX_ITERATIONS",
     "SIGNATURE_SIZE",
     "BlockCipher",
-    "CryptographyNeeded",
-    "TagMismatch",
     "derive_key",
     "signature_valid",
 ]
@@ -24,14 +22,6 @@ __all__ = [
 MAX_ITERATIONS = 10_000_000
 """Most PBKDF2 rounds accepted: about ten seconds of one core; the writers use 600,000."""
 SIGNATURE_SIZE = 64
-
-
-class CryptographyNeeded(Exception):
-    """The ``cryptography`` package is not installed."""
-
-
-class TagMismatch(BlockDamage):
-    """The block's authentication tag does not fit: wrong key, or damage."""
 
 
 def derive_key(password: bytes, encryption: Encryption) -> bytes:

@@ -14,6 +14,8 @@ import struct
 from enum import Enum
 from typing import NamedTuple
 
+from hexz.format.errors import HeaderError
+
 __all__ = [
     "HEADER_SIZE",
     "MAGIC",
@@ -22,7 +24,6 @@ __all__ = [
     "Compression",
     "Encryption",
     "Header",
-    "HeaderError",
     "Section",
     "Variant",
     "build_header",
@@ -38,10 +39,6 @@ MAX_DICTIONARY = 112_640
 _FIXED = struct.Struct("<4sIIQ")
 _U32 = struct.Struct("<I")
 _U64 = struct.Struct("<Q")
-
-
-class HeaderError(Exception):
-    """The bytes are no header; the text says what is wrong, without the file's name."""
 
 
 class Variant(Enum):

@@ -17,6 +17,7 @@ from itertools import accumulate, chain, islice
 from operator import add, eq, le, sub
 from typing import NamedTuple
 
+from hexz.format.errors import DamagedIndex
 from hexz.format.header import HEADER_SIZE, Header
 from hexz.format.records import RECORD, RECORD_SIZE, PageRecord, PageRecords
 
@@ -25,7 +26,6 @@ __all__ = [
     "MAX_INDEX",
     "MAX_PAGE_ENTRIES",
     "PARENT_OFFSET",
-    "DamagedIndex",
     "BlockEntry",
     "MasterIndex",
     "Page",
@@ -60,10 +60,6 @@ _SIZES = struct.Struct("<QQ")
 _ENTRY52 = struct.Struct("<QIII32s")
 _ALL_ONES = 0xFFFF_FFFF
 _MARKS_IN_A_ROW = re.compile(rb"\x00+|\x01+|\x02+")
-
-
-class DamagedIndex(Exception):
-    """The master index or a page contradicts itself; the text says how, without the file's name."""
 
 
 class MasterIndex(NamedTuple):

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from hexz.errors import JsonError
+from hexz.format.errors import TooManyFiles
 from hexz.format.members import MAX_VALUE, JsonText
 
 __all__ = [
@@ -84,7 +85,7 @@ def parse_listing(data: bytes, disk_size: int, memory_size: int) -> Listing:
         text.check_end()
     except JsonError:
         return NO_LISTING
-    except _TooMany:
+    except TooManyFiles:
         return Listing(None, [f"it lists more than {MAX_FILES} files: the list is not read"], None)
     return listing
 
@@ -145,10 +146,6 @@ def member_path(name: str) -> str:
     return "/".join(parts).encode("utf-8", "replace").decode("utf-8")
 
 
-class _TooMany(Exception):
-    """A list has more than `MAX_FILES` entries."""
-
-
 class _Reader:
     """Reads one list of files and keeps what is odd about it."""
 
@@ -172,7 +169,7 @@ class _Reader:
     def read(self, text: JsonText, start: int) -> list[ArchivedFile] | None:
         """The files that can be read, of equal paths the last; None when it is no list at all.
 
-        Raises: JsonError, _TooMany.
+        Raises: JsonError, TooManyFiles.
         """
         if not text.begins_with(start, b"["):
             self.note(NO_LIST)
@@ -181,7 +178,7 @@ class _Reader:
         for span in text.items(start):
             self.entries += 1
             if self.entries > MAX_FILES:
-                raise _TooMany
+                raise TooManyFiles
             if span.end - span.start > MAX_VALUE:
                 self.note(f"the list of files has an entry of {span.end - span.start} bytes: it is left out")
                 continue

@@ -49,6 +49,8 @@ import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from hexz.format.errors import DamagedSeal
+
 __all__ = [
     "FANOUT",
     "HASH_SIZE",
@@ -57,7 +59,6 @@ __all__ = [
     "LEAF_SIZE",
     "SMALLEST_LEAF",
     "SUFFIX",
-    "DamagedSeal",
     "SealBuilder",
     "SealHeader",
     "SealTree",
@@ -88,10 +89,6 @@ KEY_PERSON = b"hexz seal key"
 UNLIMITED_DEPTH = 255
 
 _FIELDS = struct.Struct("<8sIIIIQ")
-
-
-class DamagedSeal(Exception):
-    """A seal that contradicts itself, or is none; the text says how, without the file's name."""
 
 
 class SealHeader(NamedTuple):

@@ -7,7 +7,7 @@ from typing import Protocol
 from hexz.images.backend import Replacement, Session
 from hexz.images.buffers import transfer_buffer
 from hexz.images.errors import EndedEarly
-from hexz.protocol.http.head import RequestError
+from hexz.protocol.http.errors import RequestError
 
 __all__ = ["Readable", "copy_body", "replace_all"]
 

@@ -11,7 +11,7 @@ import binascii
 import json
 from typing import Any, NamedTuple
 
-from hexz.errors import JsonError
+from hexz.errors import HandoverError, JsonError
 from hexz.jsontext import load_json
 
 __all__ = [
@@ -19,7 +19,6 @@ __all__ = [
     "MAX_STATE",
     "GivenConnection",
     "GivenListener",
-    "HandoverError",
     "pack_connection",
     "pack_listeners",
     "pack_state",
@@ -33,10 +32,6 @@ MAX_STATE = 64 << 20
 """Longest state, bytes: a mount is about 200."""
 MAX_FDS = 250
 """Descriptors of one message; Linux takes 253."""
-
-
-class HandoverError(ValueError):
-    """What came from the other process makes no sense."""
 
 
 class GivenListener(NamedTuple):

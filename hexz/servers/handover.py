@@ -21,13 +21,12 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from hexz.errors import SystemFailure
+from hexz.errors import HandoverError, SystemFailure
 from hexz.protocol.handover import (
     MAX_FDS,
     MAX_STATE,
     GivenConnection,
     GivenListener,
-    HandoverError,
     pack_connection,
     pack_listeners,
     parse_connection,

@@ -7,7 +7,8 @@ of what they decompress to, which those of the released writers do not, or where
 from __future__ import annotations
 
 from hexz.errors import HexzError
-from hexz.format.codec import MAX_FRAME_HEADER, BlockDamage, frame_marks
+from hexz.format.codec import MAX_FRAME_HEADER, frame_marks
+from hexz.format.errors import BlockDamage
 from hexz.format.header import Compression
 from hexz.snapshot.lineage import Lineage
 from hexz.snapshot.snapshot import Snapshot

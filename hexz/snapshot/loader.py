@@ -14,7 +14,7 @@ from typing import NamedTuple, Optional
 
 from hexz.cache import Block, BlockCache, ByteBudget, Loading, Workers
 from hexz.errors import BlockError, HexzError
-from hexz.format.codec import BlockDamage
+from hexz.format.errors import BlockDamage
 from hexz.format.index import Page
 from hexz.snapshot.pages import LoadedPage, PageTable
 from hexz.snapshot.stored import StoredFile

@@ -25,11 +25,11 @@ from hexz.errors import (
     StorageError,
     WrongPassword,
 )
-from hexz.format.codec import BlockDamage, Codec
-from hexz.format.crypto import BlockCipher, CryptographyNeeded, TagMismatch, derive_key
-from hexz.format.header import HEADER_SIZE, Compression, Header, HeaderError, Variant, header_candidates
+from hexz.format.codec import Codec
+from hexz.format.crypto import BlockCipher, derive_key
+from hexz.format.errors import BlockDamage, CryptographyNeeded, DamagedIndex, HeaderError, TagMismatch
+from hexz.format.header import HEADER_SIZE, Compression, Header, Variant, header_candidates
 from hexz.format.index import (
-    DamagedIndex,
     MasterIndex,
     check_disjoint,
     check_numbers,

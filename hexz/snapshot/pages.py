@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 from hexz.cache import EMPTY, Block
 from hexz.errors import CorruptSnapshot
-from hexz.format.index import DamagedIndex, Page, parse_page
+from hexz.format.errors import DamagedIndex
+from hexz.format.index import Page, parse_page
 from hexz.format.records import RECORD_SIZE, PageRecords
 from hexz.snapshot.stored import StoredFile
 

@@ -7,8 +7,9 @@ import logging
 from collections.abc import Mapping, Sequence
 
 from hexz.errors import HexzError
-from hexz.format.codec import BlockDamage, Codec, crc32
+from hexz.format.codec import Codec, crc32
 from hexz.format.crypto import BlockCipher
+from hexz.format.errors import BlockDamage
 from hexz.format.header import Header
 from hexz.metrics.files import FileCounts
 from hexz.snapshot.identity import Identity, digest_of

@@ -8,7 +8,8 @@ from typing import BinaryIO, NamedTuple
 
 from hexz.errors import SnapshotNotFound, SystemFailure, UsageError
 from hexz.format.codec import Encoder, crc32
-from hexz.format.header import Compression, HeaderError
+from hexz.format.errors import HeaderError
+from hexz.format.header import Compression
 from hexz.format.writer import SnapshotWriter
 from hexz.images.folder import FileLocation
 from hexz.images.overlay.files import OverlayFiles

@@ -21,8 +21,9 @@ from typing import NamedTuple
 import zstandard
 
 from hexz.errors import UsageError
-from hexz.format.codec import BlockDamage, Codec, Encoder, crc32
-from hexz.format.header import MAX_DICTIONARY, Compression, HeaderError
+from hexz.format.codec import Codec, Encoder, crc32
+from hexz.format.errors import BlockDamage, HeaderError
+from hexz.format.header import MAX_DICTIONARY, Compression
 from hexz.format.index import MAX_BLOCK
 from hexz.format.metadata import IMAGE_KIND
 from hexz.format.writer import SnapshotWriter

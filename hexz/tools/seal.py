@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 from typing import BinaryIO, NamedTuple
 
 from hexz.errors import NotASnapshot, SystemFailure, UsageError
-from hexz.format.header import HEADER_SIZE, HeaderError, header_candidates
+from hexz.format.errors import HeaderError
+from hexz.format.header import HEADER_SIZE, header_candidates
 from hexz.format.seal import LEAF_SIZE, SUFFIX, SealBuilder, SealHeader, SealTree
 from hexz.storage import LocalFile
 from hexz.tools.output import check_output, whole_file

@@ -7,7 +7,8 @@ from itertools import chain
 from typing import NamedTuple
 
 from hexz.errors import ConfigError, CryptographyMissing, HexzError
-from hexz.format.crypto import SIGNATURE_SIZE, CryptographyNeeded, signature_valid
+from hexz.format.crypto import SIGNATURE_SIZE, signature_valid
+from hexz.format.errors import CryptographyNeeded
 from hexz.format.index import MAX_BLOCK, MAX_INDEX
 from hexz.installation import how_to_get
 from hexz.sealed import NO_POLICY, SealPolicy

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hexz.protocol.http.chunks import MAX_CHUNK_LINE, MAX_TRAILERS, Chunks
-from hexz.protocol.http.head import MAX_HEAD, RequestError
+from hexz.protocol.http.errors import RequestError
+from hexz.protocol.http.head import MAX_HEAD
 
 REST = b"GET / HTTP/1.1\r\n"
 CHUNK = st.tuples(

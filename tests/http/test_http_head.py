@@ -11,7 +11,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from hexz.protocol.http.head import MAX_HEADERS, MAX_TARGET, Framing, RequestError, RequestHead, framing_of, parse_head
+from hexz.protocol.http.errors import RequestError
+from hexz.protocol.http.head import MAX_HEADERS, MAX_TARGET, Framing, RequestHead, framing_of, parse_head
 
 HOST = b"\r\nHost: h"
 

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hexz.protocol.http.ranges import MAX_RANGES, PART_OVERHEAD, ByteRange, Unsatisfiable, parse_range
+from hexz.protocol.http.errors import Unsatisfiable
+from hexz.protocol.http.ranges import MAX_RANGES, PART_OVERHEAD, ByteRange, parse_range
 
 SIZE = 10_000
 IGNORED = None

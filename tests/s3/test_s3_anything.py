@@ -13,7 +13,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from hexz.catalog import Catalog
-from hexz.protocol.http.head import Framing, RequestError, parse_head
+from hexz.protocol.http.errors import RequestError
+from hexz.protocol.http.head import Framing, parse_head
 from hexz.protocol.s3.requests import BUCKET_READS, OBJECT_READS
 from hexz.servers.http.application import Body, Request
 from hexz.servers.s3.application import S3Application

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hexz.protocol.http.head import RequestError, RequestHead, parse_head
+from hexz.protocol.http.errors import RequestError
+from hexz.protocol.http.head import RequestHead, parse_head
 from hexz.protocol.s3.errors import S3Error
 from hexz.protocol.s3.sigv4 import (
     EMPTY_SHA256,

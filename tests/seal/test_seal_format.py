@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hexz.errors import HexzError, SealDamaged, SealMismatch, StorageError
-from hexz.format.seal import FANOUT, HASH_SIZE, DamagedSeal, SealHeader, SealTree, parse_seal_header, seal_key
+from hexz.format.errors import DamagedSeal
+from hexz.format.seal import FANOUT, HASH_SIZE, SealHeader, SealTree, parse_seal_header, seal_key
 from hexz.sealed import NO_POLICY, SealCache, SealPolicy, open_storage
 from hexz.storage import Storage
 from tests.seal.making import seal_bytes

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-from hexz.protocol.http.head import MAX_HEAD, RequestError
+from hexz.protocol.http.errors import RequestError
+from hexz.protocol.http.head import MAX_HEAD
 
 __all__ = ["MAX_CHUNK_LINE", "MAX_TRAILERS", "Chunks"]
 

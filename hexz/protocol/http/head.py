@@ -6,12 +6,13 @@ import re
 from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
 
+from hexz.protocol.http.errors import RequestError
+
 __all__ = [
     "MAX_HEAD",
     "MAX_HEADERS",
     "MAX_TARGET",
     "Framing",
-    "RequestError",
     "RequestHead",
     "decode_path",
     "framing_of",
@@ -36,14 +37,6 @@ _UNRESERVED = re.compile(r"%(?:2[DE]|3[0-9]|4[1-9A-F]|5[0-9AF]|6[1-9A-F]|7[0-9AE
 _DIGITS = re.compile(r"[0-9]{1,18}")
 _SINGLE = frozenset({"host", "content-length", "transfer-encoding", "range", "authorization", "content-range",
                      "if-modified-since", "if-unmodified-since", "if-range", "content-type"})  # fmt: skip
-
-
-class RequestError(Exception):
-    """A request that is refused: with which status, and why."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
 
 
 class RequestHead(NamedTuple):

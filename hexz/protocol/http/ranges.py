@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-__all__ = ["MAX_RANGES", "ByteRange", "Unsatisfiable", "parse_range"]
+from hexz.protocol.http.errors import Unsatisfiable
+
+__all__ = ["MAX_RANGES", "ByteRange", "parse_range"]
 
 MAX_RANGES = 100
 """Most ranges answered; beyond it the header is ignored (RFC 9110 section 17.15)."""
@@ -27,10 +29,6 @@ class ByteRange(NamedTuple):
     def end(self) -> int:
         """The offset after the last byte."""
         return self.start + self.length
-
-
-class Unsatisfiable(Exception):
-    """Well-formed ranges, none of which overlaps the representation (status 416)."""
 
 
 def parse_range(value: str, size: int) -> list[ByteRange] | None:

@@ -14,8 +14,9 @@ from typing import Any, NamedTuple, Protocol, Union
 
 from hexz.protocol.http.conditions import Validators, evaluate, range_applies
 from hexz.protocol.http.dates import format_date
+from hexz.protocol.http.errors import Unsatisfiable
 from hexz.protocol.http.head import RequestHead
-from hexz.protocol.http.ranges import ByteRange, Unsatisfiable, parse_range
+from hexz.protocol.http.ranges import ByteRange, parse_range
 
 __all__ = [
     "IMMUTABLE",

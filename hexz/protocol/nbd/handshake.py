@@ -59,6 +59,7 @@ from hexz.protocol.nbd.constants import (
     SEND_CACHE,
     SEND_DF,
 )
+from hexz.protocol.nbd.errors import MalformedOption
 
 __all__ = ["Directory", "ExportFacts", "Handshake", "Negotiated", "Next", "Step", "TlsMode"]
 
@@ -127,10 +128,6 @@ class Step(NamedTuple):
 
     send: bytes
     next: Next
-
-
-class _Malformed(Exception):
-    """An option's payload does not fit its form; the text goes to the client."""
 
 
 class Handshake:
@@ -254,9 +251,9 @@ class Handshake:
                 return self._meta_context(option, payload)
             if option in (OPT_LIST, OPT_STARTTLS, OPT_STRUCTURED_REPLY, OPT_EXTENDED_HEADERS):
                 if payload:
-                    raise _Malformed("this option has no data")
+                    raise MalformedOption("this option has no data")
                 return self._plain_option(option)
-        except _Malformed as error:
+        except MalformedOption as error:
             return _reply(option, REP_ERR_INVALID, str(error).encode())
         return _reply(option, REP_ERR_UNSUP, b"unknown option")
 
@@ -269,7 +266,7 @@ class Handshake:
             return Step(listed + _reply(option, REP_ACK).send, Next.RECEIVE)
         if option == OPT_STARTTLS:
             if self._secure:
-                raise _Malformed("TLS is on already")
+                raise MalformedOption("TLS is on already")
             if self._tls is TlsMode.OFF:
                 return _reply(option, REP_ERR_POLICY, b"TLS is not set up here")
             return Step(_reply(option, REP_ACK).send, Next.START_TLS)
@@ -277,11 +274,11 @@ class Handshake:
             if self._extended:
                 return _reply(option, REP_ERR_EXT_HEADER_REQD, b"extended headers are negotiated already")
             if self._structured:
-                raise _Malformed("negotiated already")
+                raise MalformedOption("negotiated already")
             self._structured = True
         else:
             if self._extended:
-                raise _Malformed("negotiated already")
+                raise MalformedOption("negotiated already")
             self._extended = True
         return _reply(option, REP_ACK)
 
@@ -293,7 +290,7 @@ class Handshake:
     def _export_name(self, payload: bytes) -> Step:
         try:
             facts = self._facts(payload)
-        except _Malformed:
+        except MalformedOption:
             facts = None
         if facts is None:
             # There is no way to say no to this option but to hang up.
@@ -305,11 +302,11 @@ class Handshake:
 
     def _facts(self, name: bytes) -> ExportFacts | None:
         if len(name) > MAX_NAME:
-            raise _Malformed(f"a name has at most {MAX_NAME} bytes")
+            raise MalformedOption(f"a name has at most {MAX_NAME} bytes")
         try:
             return self._directory.facts(name.decode())
         except UnicodeDecodeError:
-            raise _Malformed("the name is not UTF-8") from None
+            raise MalformedOption("the name is not UTF-8") from None
 
     def _negotiate(self, export: str) -> None:
         contexts = self._contexts if self._contexts_for == export else ()
@@ -319,7 +316,7 @@ class Handshake:
     def _info(self, option: int, payload: bytes) -> Step:
         name, rest = _take_string(payload)
         if len(rest) < _U16.size or len(rest) != _U16.size * (1 + _U16.unpack_from(rest)[0]):
-            raise _Malformed("the information requests do not fit the option's length")
+            raise MalformedOption("the information requests do not fit the option's length")
         wanted = {request[0] for request in _U16.iter_unpack(rest[_U16.size :])}
         facts = self._facts(name)
         if facts is None:
@@ -340,11 +337,11 @@ class Handshake:
     def _meta_context(self, option: int, payload: bytes) -> Step:
         name, rest = _take_string(payload)
         if len(rest) < _U32.size:
-            raise _Malformed("the queries are cut off")
+            raise MalformedOption("the queries are cut off")
         count = _U32.unpack_from(rest)[0]
         rest = rest[_U32.size :]
         if count > len(rest) // _U32.size:
-            raise _Malformed("there are fewer queries than announced")
+            raise MalformedOption("there are fewer queries than announced")
         if count > MAX_QUERIES:
             return _reply(option, REP_ERR_TOO_BIG, f"at most {MAX_QUERIES} queries".encode())
         queries = []
@@ -352,11 +349,11 @@ class Handshake:
             query, rest = _take_string(rest)
             queries.append(query)
         if rest:
-            raise _Malformed("there is something after the queries")
+            raise MalformedOption("there is something after the queries")
         if option == OPT_SET_META_CONTEXT:
             self._contexts, self._contexts_for = (), None
         if not (self._structured or self._extended):
-            raise _Malformed("structured replies must be negotiated first")
+            raise MalformedOption("structured replies must be negotiated first")
         facts = self._facts(name)
         if facts is None:
             return _reply(option, REP_ERR_UNKNOWN, b"no such export")
@@ -387,12 +384,12 @@ def _matches(query: bytes, context: str, option: int) -> bool:
 
 def _take_string(data: bytes) -> tuple[bytes, bytes]:
     if len(data) < _U32.size:
-        raise _Malformed("the data is cut off")
+        raise MalformedOption("the data is cut off")
     length = _U32.unpack_from(data)[0]
     if length > MAX_NAME:
-        raise _Malformed(f"a string has at most {MAX_NAME} bytes")
+        raise MalformedOption(f"a string has at most {MAX_NAME} bytes")
     if length > len(data) - _U32.size:
-        raise _Malformed("a string runs past the option's data")
+        raise MalformedOption("a string runs past the option's data")
     return data[_U32.size : _U32.size + length], data[_U32.size + length :]
 
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from hexz.errors import JsonError
 from hexz.jsontext import load_json
-from hexz.protocol.nydus.refusals import ControlError, other, parse_error
+from hexz.protocol.nydus.errors import ControlError, other, parse_error
 
 __all__ = [
     "CONFIG_KEYS",

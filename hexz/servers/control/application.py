@@ -21,8 +21,7 @@ from hexz.control.mounts import DRAIN_S, MountTable
 from hexz.errors import HexzError
 from hexz.protocol.http.responses import Response, json_response
 from hexz.protocol.nydus import bodies, shapes
-from hexz.protocol.nydus.machine import Event, State
-from hexz.protocol.nydus.refusals import (
+from hexz.protocol.nydus.errors import (
     ControlError,
     abnormal,
     bad_request,
@@ -31,6 +30,7 @@ from hexz.protocol.nydus.refusals import (
     other,
     query_missing,
 )
+from hexz.protocol.nydus.machine import Event, State
 from hexz.servers.http.application import Application, Request
 from hexz.servers.spool import building
 

@@ -9,9 +9,10 @@ from collections.abc import Collection
 from hexz.access import AccessEntry
 from hexz.errors import HexzError
 from hexz.exposure import OWN, Grant
-from hexz.protocol.http.head import RequestError, RequestHead
+from hexz.protocol.http.errors import RequestError
+from hexz.protocol.http.head import RequestHead
 from hexz.protocol.http.responses import Response
-from hexz.protocol.nydus.refusals import refusal_response
+from hexz.protocol.nydus.errors import refusal_response
 from hexz.servers.addresses import peer_uid
 from hexz.servers.connection import Connection
 from hexz.servers.http.application import Application, Request, Rules

@@ -23,7 +23,8 @@ from typing import NamedTuple, Protocol
 
 from hexz.access import OPEN_PATHS, AccessEntry
 from hexz.exposure import OWN, Grant
-from hexz.protocol.http.head import RequestError, RequestHead
+from hexz.protocol.http.errors import RequestError
+from hexz.protocol.http.head import RequestHead
 from hexz.protocol.http.responses import Response, error_response
 from hexz.servers.http.receiving import Body
 

@@ -31,7 +31,8 @@ from hexz.access import AccessEntry
 from hexz.errors import BlockError, HandedOver, HexzError, OutOfMemory, Overloaded
 from hexz.metrics import Metrics
 from hexz.protocol.http.dates import format_date
-from hexz.protocol.http.head import RequestError, RequestHead, framing_of, parse_head
+from hexz.protocol.http.errors import RequestError
+from hexz.protocol.http.head import RequestHead, framing_of, parse_head
 from hexz.protocol.http.responses import Piece, Response, pack_head
 from hexz.servers.connection import Connection
 from hexz.servers.http.application import Request

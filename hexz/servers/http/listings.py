@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from hexz.catalog import Catalog
 from hexz.errors import NoSuchSnapshot, StorageError
-from hexz.protocol.http.head import RequestError
+from hexz.protocol.http.errors import RequestError
 from hexz.protocol.pages import MAX_ENTRIES, list_page
 from hexz.servers.http.objects import ARCHIVE_FOLDER, Archive
 from hexz.snapshot import Snapshot

@@ -11,7 +11,8 @@ import time
 from collections.abc import Callable
 
 from hexz.protocol.http.chunks import Chunks
-from hexz.protocol.http.head import MAX_HEAD, MAX_TARGET, Framing, RequestError
+from hexz.protocol.http.errors import RequestError
+from hexz.protocol.http.head import MAX_HEAD, MAX_TARGET, Framing
 from hexz.servers.connection import Connection
 
 __all__ = ["Body", "Receiver"]

@@ -14,7 +14,8 @@ from hexz.metrics.process import process_figures
 from hexz.metrics.prometheus import CONTENT_TYPE, exposition
 from hexz.metrics.summary import snapshot_line
 from hexz.protocol.http.conditions import Validators
-from hexz.protocol.http.head import RequestError, RequestHead, decode_path
+from hexz.protocol.http.errors import RequestError
+from hexz.protocol.http.head import RequestHead, decode_path
 from hexz.protocol.http.responses import (
     IMMUTABLE,
     REVALIDATE,

@@ -17,7 +17,7 @@ from hexz.images.errors import Busy, ImageError, NoSuchImage
 from hexz.images.registry import Registry
 from hexz.metrics import Purpose
 from hexz.metrics.labels import OTHER
-from hexz.protocol.http.head import RequestError
+from hexz.protocol.http.errors import RequestError
 from hexz.protocol.http.responses import Response
 from hexz.servers.http.application import Request
 from hexz.servers.images.data import ImageData

@@ -13,8 +13,8 @@ from hexz.images.hexz import HexzSession
 from hexz.images.upload import copy_body, replace_all
 from hexz.metrics.labels import READ
 from hexz.protocol.http.conditions import Validators
-from hexz.protocol.http.head import RequestError
-from hexz.protocol.http.ranges import Unsatisfiable, parse_range
+from hexz.protocol.http.errors import RequestError, Unsatisfiable
+from hexz.protocol.http.ranges import parse_range
 from hexz.protocol.http.responses import REVALIDATE, VOLATILE, ByteSource, Piece, Representation, Response, represent
 from hexz.protocol.images import MAX_OPERATION, Zero, flag, parse_content_range, parse_operation
 from hexz.servers.images.bodies import SessionSource

@@ -5,7 +5,8 @@ from __future__ import annotations
 import base64
 import os
 
-from hexz.protocol.http.head import RequestError, RequestHead
+from hexz.protocol.http.errors import RequestError
+from hexz.protocol.http.head import RequestHead
 from hexz.protocol.http.responses import Response
 from hexz.protocol.s3.errors import S3Error
 from hexz.protocol.s3.xml import error_document

@@ -15,7 +15,8 @@ from hexz.metrics import Purpose
 from hexz.metrics.labels import LIST, READ
 from hexz.protocol.http.conditions import Validators
 from hexz.protocol.http.dates import format_date
-from hexz.protocol.http.head import RequestError, RequestHead
+from hexz.protocol.http.errors import RequestError
+from hexz.protocol.http.head import RequestHead
 from hexz.protocol.http.responses import Representation, Response, represent
 from hexz.protocol.pages import list_page
 from hexz.protocol.s3 import listing

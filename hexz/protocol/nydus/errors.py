@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from hexz.protocol.http.head import RequestError
+from hexz.protocol.http.errors import RequestError
 from hexz.protocol.http.responses import Response, json_response
 
 __all__ = [
