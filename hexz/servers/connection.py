@@ -80,6 +80,7 @@ class Connection:
         self.idle_since: float | None = None  # while nothing is due and it waits for the peer, monotonic seconds
         self.silence: Callable[[], float] | None = None  # while a crowd serves it: seconds since something came
         self.client = client_of(peer)
+        self.hurried = False  # what is being sent was taken away: the peer may not pause for long
 
     @property
     def draining(self) -> bool:
@@ -98,9 +99,14 @@ class Connection:
         return until - time.monotonic()
 
     def end(self) -> None:
-        """See that this one connection drains.  From any thread."""
+        """See that this one connection drains: what it reads was taken away.  From any thread."""
+        self.hurry()
         self.end_after_answer()
         self.hang_up_idle()
+
+    def hurry(self) -> None:
+        """See that what is being sent ends soon if the peer does not read: it was taken away.  From any thread."""
+        self.hurried = True
 
     def end_after_answer(self) -> None:
         """See that this one connection ends after its next request, if one comes soon.  From its own thread."""

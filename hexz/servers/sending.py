@@ -9,15 +9,20 @@ from __future__ import annotations
 import select
 import socket
 import ssl
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 
 from hexz.protocol.http.responses import Part, Piece, Response
 from hexz.servers.spool import IN_MEMORY, Held
 
-__all__ = ["STALL_S", "PeerStalled", "Sender", "held"]
+__all__ = ["HURRIED_S", "STALL_S", "PeerStalled", "Sender", "held", "send_secure", "wait_writable"]
 
 STALL_S = 60.0
 """How long a peer may take nothing at all before it is given up."""
+HURRIED_S = 2.0
+"""The same once what it reads was taken away."""
+LOOK_S = 1.0
+"""How often it is looked, meanwhile, whether it was."""
 PIECE_BYTES = 1 << 20
 SECURE_PIECE_BYTES = 16 << 10
 """The same under TLS, where a send is a copy that waits with its peer: one record."""
@@ -26,14 +31,16 @@ MAX_BUFFERS = 1000
 
 
 class PeerStalled(OSError):
-    """The peer took nothing for `STALL_S` seconds."""
+    """The peer took nothing for `STALL_S` seconds, or for `HURRIED_S` of what was taken away."""
 
 
 class Sender:
     """Sends responses on one socket; `total` counts what the kernel took of the present one, head included."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, hurried: Callable[[], bool]) -> None:
+        """`hurried` says that what is sent was taken away."""
         self._sock = sock
+        self._hurried = hurried
         self._secure = isinstance(sock, ssl.SSLSocket)
         self.total = 0
         self._head = 0
@@ -84,7 +91,7 @@ class Sender:
             del buffers
             if piece is not None and isinstance(piece.source, Held):
                 piece.source.put_aside()
-            wait_writable(self._sock)
+            wait_writable(self._sock, self._hurried)
             return 0
         self.total += sent
         return sent
@@ -95,10 +102,7 @@ class Sender:
             if isinstance(piece.source, Held):
                 piece.source.put_aside()  # a send waits, with no word of it before
             data += b"".join(piece.source.read(offset, min(SECURE_PIECE_BYTES, end - offset)))
-        before = self._sock.gettimeout()
-        self._sock.settimeout(STALL_S)
-        self._sock.sendall(data)
-        self._sock.settimeout(before)
+        send_secure(self._sock, data, self._hurried)
         self.total += len(data)
         return len(data)
 
@@ -128,12 +132,38 @@ def held(response: Response) -> Response:
     return response._replace(body=tuple(parts), done=done)
 
 
-def wait_writable(sock: socket.socket) -> None:
+def wait_writable(sock: socket.socket, hurried: Callable[[], bool]) -> None:
     """Wait until the socket takes something.
 
-    Raises: PeerStalled after `STALL_S` seconds.
+    Raises: PeerStalled.
     """
     poll = select.poll()
     poll.register(sock, select.POLLOUT)
-    if not poll.poll(STALL_S * 1000):
-        raise PeerStalled(f"the peer took nothing for {STALL_S:.0f} s")
+    since = time.monotonic()
+    while not poll.poll(LOOK_S * 1000):
+        _bear(since, hurried)
+
+
+def send_secure(sock: socket.socket, data: bytes, hurried: Callable[[], bool]) -> None:
+    """Send `data` under TLS, record by record, each of which may wait; the socket's time-out is as before then.
+
+    Raises: PeerStalled, OSError.
+    """
+    before = sock.gettimeout()
+    sock.settimeout(LOOK_S)
+    since = time.monotonic()
+    left = memoryview(data)
+    while left:
+        try:
+            left = left[sock.send(left) :]
+            since = time.monotonic()
+        except (TimeoutError, socket.timeout):  # what of the record is out is known to OpenSSL: the same again
+            _bear(since, hurried)
+    sock.settimeout(before)
+
+
+def _bear(since: float, hurried: Callable[[], bool]) -> None:
+    """Raises: PeerStalled where a peer that took nothing `since` then has had its time."""
+    patience = HURRIED_S if hurried() else STALL_S
+    if time.monotonic() - since >= patience:
+        raise PeerStalled(f"the peer took nothing for {patience:.0f} s")

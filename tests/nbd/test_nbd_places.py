@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 
 from hexz.protocol.nbd import constants as c
-from hexz.servers import connection
+from hexz.servers import connection, sending
 from hexz.servers.connection import client_of
-from hexz.servers.nbd import outbox
 from tests.nbd.serving import PATIENCE_S, Serving
 from tests.nbd.wire import Client
 
@@ -72,9 +71,10 @@ def test_one_address_has_a_quarter(snapshot_file: Path, monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("ended", [False, True])
 def test_who_does_not_read_is_given_up(snapshot_file: Path, monkeypatch: pytest.MonkeyPatch, ended: bool) -> None:
-    """After `STALL_S`, and at once when the export was taken away."""
-    monkeypatch.setattr(outbox, "LOOK_S", 0.05)
-    monkeypatch.setattr(outbox, "STALL_S", 1000.0 if ended else 0.2)
+    """After `STALL_S`, and soon when the export was taken away."""
+    monkeypatch.setattr(sending, "LOOK_S", 0.05)
+    monkeypatch.setattr(sending, "HURRIED_S", 0.2)
+    monkeypatch.setattr(sending, "STALL_S", 1000.0 if ended else 0.2)
     with Serving(snapshot_file) as server:
         client = Client(server.address)
         client.go("")

@@ -80,6 +80,8 @@ class Repeat(NamedTuple):
 class Response(NamedTuple):
     """What to answer; `length` is the body's in bytes.  `done` runs once it was sent or given up.
 
+    `when_ended` takes what is to be done when that which the body is read from is taken away meanwhile: the peer may
+    go on reading, but not pause for long.
     `purpose` is for whoever counts responses, and means nothing to HTTP.
     """
 
@@ -91,6 +93,7 @@ class Response(NamedTuple):
     close: bool = False
     repeat: Repeat | None = None
     purpose: object = None
+    when_ended: Callable[[Callable[[], None]], None] | None = None
 
 
 class Representation(NamedTuple):

@@ -90,7 +90,7 @@ class HttpHandler(BaseHTTPRequestHandler):
         self._secure = isinstance(connection.sock, ssl.SSLSocket)
         self._counting = HttpCounting(site.metrics or Metrics(), site.scheme, connection.peer)
         self._extra = site.cors.headers if site.cors is not None else ()
-        self._sender = Sender(connection.sock)
+        self._sender = Sender(connection.sock, lambda: connection.hurried)
         self._receiver = Receiver(connection, self._rules.patient, self._rules.last_request_s)
         self._receiver.buffer = connection.received
         self._repeated: RepeatedRange | None = None
@@ -193,12 +193,15 @@ class HttpHandler(BaseHTTPRequestHandler):
             keep_alive = keep_alive and body.drain()
         self._counting.about(response)
         response = held(response)
+        if response.when_ended is not None:
+            response.when_ended(self.connection.hurry)
         try:
             response = self._send(head, response, keep_alive)
         finally:
             self._counting.end(response, self._sender.sent, sys.exc_info()[1])
             if response.done is not None:
                 response.done()
+            self.connection.hurried = False
             self._account(began, head, token, response.status, self._sender.sent, head.headers.get("range"))
         self._repeated = None
         # The fast path reads no body: what is in one would be taken for the next request.

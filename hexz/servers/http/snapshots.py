@@ -126,7 +126,7 @@ class CatalogApplication:
         )
         response = represent(head, representation, self._max_range, lease.release)
         stream = source.name if isinstance(source, Stream) else ""
-        return response._replace(purpose=Purpose(lease.metrics, READ, stream))
+        return response._replace(purpose=Purpose(lease.metrics, READ, stream), when_ended=lease.when_ended)
 
     def _file(self, head: RequestHead, name: str) -> Response:
         lease = self._catalog.lease(name)

@@ -10,11 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import select
 import socket
 import ssl
-import struct
-import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Union
 
@@ -23,7 +20,7 @@ from hexz.metrics import Metrics, SnapshotMetrics
 from hexz.protocol.nbd import constants as c
 from hexz.protocol.nbd.replies import SIMPLE_REPLY, Buffer, ChunkedReplies, simple_error
 from hexz.servers.nbd.counting import NbdCounting
-from hexz.servers.sending import PeerStalled
+from hexz.servers.sending import send_secure, wait_writable
 from hexz.snapshot import ZEROS, Stream
 
 __all__ = ["MAX_BUFFERS", "MAX_VIEWS", "ZERO_BYTES", "Export", "Outbox"]
@@ -36,10 +33,6 @@ MAX_VIEWS = 60
 """Buffers that one reply adds to a send; one of more goes out by itself."""
 MAX_BATCH = 1 << 20
 """Bytes of replies put together before they are sent; a longer read goes out in pieces of this size."""
-STALL_S = 60.0
-"""How long a client may take nothing of a reply that is due, before it is given up."""
-LOOK_S = 1.0
-"""How often it is looked, meanwhile, whether the export was taken away."""
 MAX_SECURE_BATCH = 64 << 10
 """The same under TLS, where a send is a copy."""
 
@@ -71,15 +64,13 @@ class Outbox:
         stream: Stream,
         chunks: ChunkedReplies | None,
         counting: NbdCounting,
-        ending: Callable[[], bool] = lambda: False,
+        hurried: Callable[[], bool] = lambda: False,
     ) -> None:
         """`chunks` builds structured or extended replies; None means simple ones.  `counting` hears of troubles.
 
-        `ending` says that the client is to leave: it then has no time to take up reading again.
+        `hurried` says that the export was taken away: the client then has no time to take up reading again.
         """
-        self._ending = ending
-        # For the sends that wait in the kernel; no progress for so long is an error there.
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(STALL_S), 0))
+        self._hurried = hurried
         self._counting = counting
         self._sock = sock
         self._peer = peer
@@ -143,7 +134,7 @@ class Outbox:
         if self._secure:
             joined = b"".join(buffers)
             del buffers
-            self._sock.sendall(joined)
+            self._send_all(joined)
             return
         try:
             sent = self._sock.sendmsg(buffers, (), socket.MSG_DONTWAIT)
@@ -159,7 +150,7 @@ class Outbox:
             if not isinstance(reply, bytes):
                 skip = self._send_read(reply, skip)
             elif skip < len(reply):
-                self._sock.sendall(reply[skip:])
+                self._send_all(reply[skip:])
                 skip = 0
             else:
                 skip -= len(reply)
@@ -177,9 +168,9 @@ class Outbox:
                 log.warning("%s: %s", self._peer, error)
                 self._counting.trouble(error)
                 if self._chunks is not None:
-                    self._sock.sendall(self._chunks.error(error.nbd_errno, _told(error), cookie, offset, at))
+                    self._send_all(self._chunks.error(error.nbd_errno, _told(error), cookie, offset, at))
                 elif at == offset:
-                    self._sock.sendall(simple_error(error.nbd_errno, cookie))
+                    self._send_all(simple_error(error.nbd_errno, cookie))
                 else:
                     # "The server MUST immediately initiate a hard disconnect" (proto.md, "NBD_CMD_READ").
                     raise ConnectionAbortedError("hanging up in the middle of a reply") from error
@@ -201,7 +192,7 @@ class Outbox:
             if self._secure:
                 joined = b"".join(buffers)
                 del buffers
-                self._sock.sendall(joined)
+                self._send_all(joined)
                 return 0
             _drop(buffers, skip)
             with contextlib.suppress(BlockingIOError):  # then no byte is out
@@ -209,19 +200,18 @@ class Outbox:
             if skip == total:
                 return 0
             del buffers
-            self._await_room()
+            wait_writable(self._sock, self._hurried)
 
-    def _await_room(self) -> None:
-        """Wait until the client takes something.
-
-        Raises: PeerStalled after `STALL_S` seconds, or soon where the export was taken away.
-        """
-        poll = select.poll()
-        poll.register(self._sock, select.POLLOUT)
-        deadline = time.monotonic() + STALL_S
-        while not poll.poll(LOOK_S * 1000):
-            if self._ending() or time.monotonic() >= deadline:
-                raise PeerStalled("the client does not read its reply")
+    def _send_all(self, data: bytes) -> None:
+        """Send all of a short reply, or of what has to be one piece under TLS.  Raises: PeerStalled, OSError."""
+        if self._secure:
+            send_secure(self._sock, data, self._hurried)
+            return
+        while data:
+            try:
+                data = data[self._sock.send(data, socket.MSG_DONTWAIT) :]
+            except BlockingIOError:
+                wait_writable(self._sock, self._hurried)
 
     def _piece(self, read: Read, at: int, size: int) -> list[Buffer]:
         """The buffers of one piece of a read's reply; always the same for the same piece.

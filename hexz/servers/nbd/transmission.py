@@ -83,7 +83,7 @@ class Transmission:
         self._filled = len(received)  # to here
         self._counting = NbdCounting(export.metrics, export.totals, export.stream.name, connection.peer)
         self._outbox = Outbox(
-            sock, connection.peer, export.stream, self._chunks, self._counting, lambda: connection.leaving
+            sock, connection.peer, export.stream, self._chunks, self._counting, lambda: connection.hurried
         )
         self._cold = ColdReads(pool, export.stream)
         self._summoned = False

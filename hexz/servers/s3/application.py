@@ -187,7 +187,7 @@ class S3Application:
             refuses_empty=True,
         )
         response = represent(reading_head(head, parameters, contents.size), representation, 0, lease.release)
-        return _as_s3(response, head, contents.size)
+        return _as_s3(response._replace(when_ended=lease.when_ended), head, contents.size)
 
     def _signed(self, request: Request, parameters: dict[str, str]) -> bool:
         """Whether the request carries a signature, which nobody can check where there are no keys."""
