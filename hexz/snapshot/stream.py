@@ -127,6 +127,21 @@ class Stream:
         assert views is not None
         return views
 
+    def load(self, offset: int, length: int) -> None:
+        """Get what a span lacks into the cache, where a `read` soon after finds it; no views are put together.
+
+        A block larger than the whole cache is only checked.
+        Raises: as `read` does.
+        """
+        try:
+            return self._load(offset, length)
+        except MemoryError:
+            self._blocks.shrink()
+        try:
+            return self._load(offset, length)
+        except MemoryError:
+            raise OutOfMemory from None
+
     def prefetch(self, offset: int, length: int) -> None:
         """Queue the decompression of a span and return at once; what finds no room is left out."""
         self.loader.ahead(offset, min(length, self._blocks.budget // 2, self.size - offset), None)
@@ -162,18 +177,20 @@ class Stream:
             return self._same_place(offset, length, wait)
         if not wait:
             return self._views(offset, offset + length, wait)
-        # In pieces that surely fit the cache: what was decompressed for a piece is still there when it is put together.
-        end = offset + length
-        piece = max(min(PIECE, self._blocks.budget // 4), 1)
         views: list[memoryview] = []
-        while offset < end:
-            stop = min(offset + piece, end)
-            self._load_missing(offset, stop)
-            part = self._views(offset, stop, wait)
+        for start, stop in self._pieces(offset, length):
+            self._load_missing(start, stop)
+            part = self._views(start, stop, wait)
             assert part is not None
             views += part
-            offset = stop
         return views
+
+    def _pieces(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
+        """The span in pieces that surely fit the cache: what was loaded for one is still there when it is read."""
+        end = offset + length
+        piece = max(min(PIECE, self._blocks.budget // 4), 1)
+        for start in range(offset, end, piece):
+            yield start, min(start + piece, end)
 
     def _views(self, offset: int, end: int, wait: bool) -> list[memoryview] | None:
         views: list[memoryview] = []
@@ -217,6 +234,34 @@ class Stream:
             page.slots[number] = Block(None, ZEROS[: page.page.logical[number]])
         return _zeros(length)
 
+    def _load(self, offset: int, length: int) -> None:
+        if not self._loaded:
+            return self._load_same_place(offset, length)
+        for first, last in self._pieces(offset, length):
+            self._load_missing(first, last)
+            for page, number in self.loader.between(first, last):
+                if page.page.stored[number]:
+                    if page.slots[number].data is None:
+                        self.loader.load(page, number)  # waits for who is at it
+                elif page.page.in_parent(number):
+                    start = page.page.block_start(number)
+                    at = max(first, start)
+                    self._load_from_parent(page, number, at - start, min(start + page.page.logical[number], last) - at)
+
+    def _load_from_parent(self, page: LoadedPage, number: int, skip: int, length: int) -> None:
+        start = page.page.block_start(number)
+        source = self._sources.get(start) or self._find_source(page, number)
+        if source is None:
+            self._load_same_place(start + skip, length)
+        else:
+            source[0].load(source[1] + skip, length)
+
+    def _load_same_place(self, offset: int, length: int) -> None:
+        self.lineage.ends_known(self.name, offset + length, wait=True)
+        for parent, start, size in self.lineage.same_place(self.name, offset, length):
+            if parent is not None:
+                self._relatives[parent.tables[self.name]].load(start, size)
+
     def _load_missing(self, offset: int, end: int) -> None:
         """Decompress what a span lacks, together with the workers, and let read-ahead know."""
         runs = self.loader.missing(offset, end)
@@ -241,15 +286,22 @@ class Stream:
         if source is None:
             if not wait:
                 return None
-            found = lineage.source(self.name, start, page.page.logical[number], page.page.hash(number))
-            if found is None:
+            source = self._find_source(page, number)
+            if source is None:
                 return self._same_place(start + skip, length, wait)
-            source = self._relatives[found[0]], found[1]
-            if len(self._sources) >= MAX_SOURCES:
-                self._sources.clear()
-            self._sources[start] = source
         stream, position = source
         return stream.read(position + skip, length) if wait else stream.read_cached(position + skip, length)
+
+    def _find_source(self, page: LoadedPage, number: int) -> tuple[Stream, int] | None:
+        """Where the content of a block is in an ancestor, to be remembered; None when it is at the same place."""
+        start = page.page.block_start(number)
+        found = self.lineage.source(self.name, start, page.page.logical[number], page.page.hash(number))
+        if found is None:
+            return None
+        if len(self._sources) >= MAX_SOURCES:
+            self._sources.clear()
+        source = self._sources[start] = self._relatives[found[0]], found[1]
+        return source
 
     def _same_place(self, offset: int, length: int, wait: bool) -> list[memoryview] | None:
         """A span of the first parent whose stream of this name reaches it; zeros past all of them."""

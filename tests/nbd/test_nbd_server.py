@@ -14,6 +14,7 @@ from hexz.protocol.nbd import constants as c
 from hexz.servers.nbd import handler as nbd
 from hexz.servers.nbd import stopping as nbd_stopping
 from hexz.servers.nbd import transmission as nbd_transmission
+from hexz.snapshot import Stream
 from tests.nbd.conftest import BLOCK, Exports
 from tests.nbd.serving import PATIENCE_S, Serving
 from tests.nbd.wire import Client, extents, info
@@ -206,6 +207,32 @@ def test_a_cached_read_overtakes_a_cold_one(path: Path, exports: Exports, mode: 
             reply = client.reply(asked)
             _, offset, length = asked.pop(reply.cookie)
             assert reply.data == exports.disk[offset : offset + length]
+
+
+def test_a_cold_read_is_put_together_once(path: Path, exports: Exports, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread that waits for its blocks only sees that they come; the connection's own reads them."""
+    cold = data_blocks(exports.disk)[:5]
+    reads: list[int] = []
+    read = Stream.read
+
+    def counted(self: Stream, offset: int, length: int) -> list[memoryview]:
+        reads.append(offset)
+        return read(self, offset, length)
+
+    monkeypatch.setattr(Stream, "read", counted)
+    with Serving(path) as server, server.client() as client:
+        client.go()
+        asked = {}
+        batch = bytearray()
+        for offset in cold:
+            batch += client.pack(c.CMD_READ, offset, 200)
+            asked[client.cookie] = (c.CMD_READ, offset, 200)
+        client.send(bytes(batch))
+        while asked:
+            reply = client.reply(asked)
+            _, offset, length = asked.pop(reply.cookie)
+            assert reply.data == exports.disk[offset : offset + length]
+    assert sorted(reads) == cold
 
 
 def test_a_deep_queue_of_cold_reads_starves_nobody(path: Path, exports: Exports) -> None:

@@ -93,7 +93,7 @@ class ImageData(Resource):
             if isinstance(session, HexzSession):
                 longest = max(piece.length for piece in pieces)
                 if not self.stack.enter_context(session.passing(longest)):
-                    session.stream.read(first.offset, min(first.length, FIRST_READ))
+                    session.stream.load(first.offset, min(first.length, FIRST_READ))
                     return _from(session.stream, response)
             source.expect(first.offset, first.length)
         return response

@@ -162,7 +162,7 @@ class ColdReads:
         before = waited.size
         began = perf_counter()
         try:
-            self._stream.read(read.offset, min(read.length, self._stream.size - read.offset))
+            self._stream.load(read.offset, min(read.length, self._stream.size - read.offset))
         except (HexzError, OSError) as error:
             trouble = error
         except MemoryError:
