@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import struct
+import time
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import lz4.block
+import pytest
 import zstandard
+
+from hexz.errors import HexzError
+from hexz.snapshot import OpenContext, Snapshot, Stream, new_context, open_snapshot
+from tests.bounds import little_memory
 
 PARENT = (1 << 64) - 1
 PAGE_ENTRIES = 4096
@@ -159,3 +167,41 @@ class Craft:
         """The file itself."""
         path.write_bytes(self.finish())
         return path
+
+
+LAYOUTS = ["A20", "A52", "B52", "C52"]
+
+
+def small() -> OpenContext:
+    return new_context(1 << 20)
+
+
+@contextmanager
+def opened(craft: Craft, folder: Path, context: OpenContext | None = None) -> Iterator[Snapshot]:
+    with little_memory(), open_snapshot(str(craft.write(folder / "t.hxz")), context or small()) as snapshot:
+        yield snapshot
+
+
+def disk(snapshot: Snapshot) -> Stream:
+    return snapshot.streams["disk"]
+
+
+def refused(craft: Craft, folder: Path, words: str = "") -> None:
+    """The file is refused when it is opened, or when any of it is read."""
+    began = time.monotonic()
+    with pytest.raises(HexzError, match=words or None):
+        with opened(craft, folder) as snapshot:
+            for stream in snapshot.streams.values():
+                stream.read(0, min(stream.size, 1 << 20))
+    assert time.monotonic() - began < 5
+
+
+def child_of(folder: Path, name: str, *parents: str, layout: str = "B52") -> Path:
+    craft = Craft(layout)
+    craft.parents = list(parents)
+    if parents:
+        craft.parent(100)
+    else:
+        craft.data(b"p" * 100)
+    craft.page()
+    return craft.write(folder / name)

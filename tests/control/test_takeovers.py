@@ -22,7 +22,7 @@ from hexz.errors import SystemFailure
 from hexz.servers import handover
 from tests.control.clients import WAIT_S, Controlled, Supervisor, ask, done, wait_for
 from tests.control.test_upgrade import Chain
-from tests.http.test_http_access import certificate
+from tests.http.test_access import certificate
 from tests.peers import need, run, write_secret
 
 

@@ -136,3 +136,11 @@ def test_what_an_example_starts_it_stops(document: Path) -> None:
                     running.pop()
                 assert not re.search(r"hexz-serve .*&$", line), f"a daemon in the background: {line}"
     assert not running, f"still running at the end: {running}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
+def test_the_tests_that_a_document_names_are_there(document: Path) -> None:
+    text = document.read_text() if document == README else plain(document)
+    named = re.findall(r"(?:[\w-]+/)*test_\w+\.py", text)
+    assert not [name for name in named if not (ROOT / "tests" / name.removeprefix("tests/")).is_file()]
+    assert named or document.name != "hexz-serve-security.7"

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.peers import need, need_module, need_rclone
+from tests.releases.test_wheels import SPANS, call
 from tests.s3.serving import ACCESS_KEY, REGION, SECRET, Endpoint
-from tests.test_wheels import SPANS, call
 
 ENVIRONMENT = {"AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_DEFAULT_REGION": REGION}
 RANGES = [(0, 1), (4095, 2), (65_530, 70_000), (1_000_001, 2_500_000)]

@@ -10,7 +10,7 @@ import pytest
 from hexz.servers.base import Summons
 from hexz.servers.http import receiving
 from tests.http.serving import Client, Serving, request
-from tests.http.test_http_crowd import RANGED, join_crowd
+from tests.http.test_crowd import RANGED, join_crowd
 
 CACHED = request("GET", "/disk", RANGED)
 KINDS = {

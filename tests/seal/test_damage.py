@@ -17,7 +17,7 @@ from tests.bounds import little_memory
 from tests.crafted import Craft
 from tests.seal.endurance import endure
 from tests.seal.making import seal_bytes, seal_path, write_seal
-from tests.test_damage import PASSWORD, cases, check, damaged
+from tests.snapshot.test_damage import PASSWORD, cases, check, damaged
 
 SHORT = 6000
 """Reads of the endurance run in its short form."""

@@ -15,7 +15,7 @@ from hexz.tools.pack import pack
 from tests import samples
 from tests.images.house import House
 from tests.peers import ROOT, run
-from tests.test_wheels import call, hashes
+from tests.releases.test_wheels import call, hashes
 
 BLOCK = 65536
 SIZE = 400_000 + 77

@@ -52,7 +52,7 @@ def wheel(version: str) -> Path:
 def call(version: str, calls: list[Call], cwd: Path) -> list[Any]:
     """Run calls under that version, in a process of its own."""
     done = subprocess.run(
-        [sys.executable, str(ROOT / "tests" / "wheel_calls.py")],
+        [sys.executable, str(ROOT / "tests" / "releases" / "wheel_calls.py")],
         input=json.dumps(calls),
         env={**os.environ, "PYTHONPATH": str(wheel(version))},
         cwd=cwd,

@@ -28,8 +28,8 @@ from hexz.tools.pack import pack
 from tests import samples
 from tests.http.serving import Client, request
 from tests.images.house import House, nbdkit, qcow2_with_bitmap, qemu_nbd
-from tests.images.test_images_nbd_client import SIZE as SCRIPTED_SIZE
-from tests.images.test_images_nbd_client import Scripted, status
+from tests.images.test_nbd_client import SIZE as SCRIPTED_SIZE
+from tests.images.test_nbd_client import Scripted, status
 
 SIZE = (1 << 20) + 512
 OLD = samples.image(SIZE, seed=60)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from hexz.servers.http.handler import STREAK
 from tests.http.serving import Client, Reply, Serving, request
-from tests.http.test_http_crowd import join_crowd
+from tests.http.test_crowd import join_crowd
 
 HIDDEN = b"GET /healthz HTTP/1.1\r\nHost: hidden\r\n\r\n"
 BODIES = [b"x", HIDDEN, HIDDEN * 3, b"\r\n\r\n", b"0\r\n\r\n", HIDDEN + b"x" * 40_000]
