@@ -68,10 +68,7 @@ NO_IO = {
     },
 }
 
-SHARED_NAMES = {"Facts"}
-"""Names of two public classes each, until one of the two is called otherwise; to be emptied."""
-
-ERRORS_ELSEWHERE = {"NoCounter", "NotAllowed", "PeerGone", "PeerStalled", "Refusal"}
+ERRORS_ELSEWHERE = {"NotAllowed", "PeerGone", "PeerStalled", "Refusal"}
 """Kinds of trouble that are not in a module of errors yet; to be emptied."""
 
 
@@ -179,8 +176,7 @@ def test_a_public_class_has_its_name_for_itself() -> None:
     for module, node in classes():
         if not node.name.startswith("_"):
             where.setdefault(node.name, []).append(module)
-    assert {name: found for name, found in where.items() if len(found) > 1 and name not in SHARED_NAMES} == {}
-    assert [name for name in SHARED_NAMES if len(where.get(name, [])) < 2] == [], "no exception is needed any more"
+    assert {name: found for name, found in where.items() if len(found) > 1} == {}
 
 
 def test_every_kind_of_trouble_is_in_a_module_of_errors() -> None:

@@ -119,12 +119,12 @@ def _control(
     """The control socket, with an accept loop of its own.  Raises: ListenError."""
     from hexz.control.blobs import BlobTable
     from hexz.control.figures import ControlFigures
-    from hexz.servers.control.application import ControlApplication, Facts
+    from hexz.servers.control.application import ControlApplication, DaemonFacts
     from hexz.servers.control.server import ControlServer, ControlSite
     from hexz.servers.http.snapshots import CatalogApplication
 
     options = settings.options
-    facts = Facts(options.id, options.supervisor, running.facts, running.status)
+    facts = DaemonFacts(options.id, options.supervisor, running.facts, running.status)
     shared = CatalogApplication(catalog, 0, lambda: running.serving)
     application = ControlApplication(
         lifecycle, mounts, BlobTable(catalog, roots), ControlFigures(catalog, mounts), facts, shared

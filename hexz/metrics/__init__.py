@@ -1,4 +1,4 @@
-"""What the daemon counts, and the forms in which it is shown: Prometheus text and the JSON of the Nydus API."""
+"""What the daemon counts, and the forms in which it is shown: Prometheus text, and lines for people."""
 
 from hexz.metrics.counters import Cell, Meter, Metrics, Purpose, SnapshotMetrics
 from hexz.metrics.figures import Collected

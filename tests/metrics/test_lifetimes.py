@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from hexz.catalog import Catalog
-from hexz.metrics import Cell, Meter, SnapshotMetrics, nydus
+from hexz.control import figures as nydus
+from hexz.metrics import Cell, Meter, SnapshotMetrics
 from hexz.metrics.figures import OperationFigures
 from hexz.metrics.files import FileCounts
 from hexz.protocol.nbd import constants as c

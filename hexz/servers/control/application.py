@@ -34,7 +34,7 @@ from hexz.protocol.nydus.machine import Event, State
 from hexz.servers.http.application import Application, Request
 from hexz.servers.spool import building
 
-__all__ = ["ControlApplication", "Facts", "Machine", "NotAllowed"]
+__all__ = ["ControlApplication", "DaemonFacts", "Machine", "NotAllowed"]
 
 log = logging.getLogger("hexz.control")
 
@@ -80,7 +80,7 @@ class Machine(Protocol):
         """Become the successor of the process whose state the supervisor has.  Raises: NotAllowed, HexzError."""
 
 
-class Facts(NamedTuple):
+class DaemonFacts(NamedTuple):
     """What the daemon was started with and says of itself: facts beyond those of the API, and lines for people."""
 
     own_id: str | None
@@ -102,7 +102,7 @@ class ControlApplication:
         mounts: MountTable,
         blobs: BlobTable,
         figures: ControlFigures,
-        facts: Facts,
+        facts: DaemonFacts,
         others: Application,
     ) -> None:
         self._machine = machine
