@@ -45,7 +45,7 @@ FLOORS = [
     ("hexz.snapshot",),
     ("hexz.catalog", "hexz.sources", "hexz.secrets"),
     ("hexz.protocol",),
-    ("hexz.access", "hexz.exposure"),
+    ("hexz.exposure",),
     ("hexz.images", "hexz.control"),
     ("hexz.servers",),
     ("hexz.options", "hexz.config", "hexz.tools"),

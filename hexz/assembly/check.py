@@ -32,7 +32,7 @@ def describe_listeners(settings: Settings, passed: list[tuple[str, socket.socket
 
 def _check_secrets(options: Options) -> None:
     """Raises: ConfigError when a file of tokens or keys cannot be used."""
-    from hexz.access import Tokens
+    from hexz.servers.http.access import Tokens
     from hexz.servers.s3.access import KeyFile
 
     if options.token_file:

@@ -14,7 +14,7 @@ from hexz.options import Options
 from hexz.servers.base import Listener, Site
 
 if TYPE_CHECKING:
-    from hexz.access import AccessLog, RateLimit
+    from hexz.servers.http.access import AccessLog, RateLimit
     from hexz.servers.tls import Certificate, TlsContext
 
 __all__ = ["Service", "Sites"]
@@ -58,7 +58,7 @@ class SiteParts:
     @cached_property
     def access_log(self) -> AccessLog | None:
         """Of HTTP and S3.  Raises: ConfigError."""
-        from hexz.access import AccessLog
+        from hexz.servers.http.access import AccessLog
 
         if not self.options.access_log:
             return None
@@ -69,15 +69,15 @@ class SiteParts:
     @property
     def limit(self) -> RateLimit | None:
         """What one client may use of HTTP, and as much of S3.  Raises: UsageError."""
-        from hexz.access import parse_rate_limit
+        from hexz.servers.http.access import parse_rate_limit
 
         return parse_rate_limit(self.options.rate_limit) if self.options.rate_limit else None
 
 
 def http_site(parts: SiteParts) -> Service:
     """Snapshots, and images where some can be registered.  Raises: ConfigError."""
-    from hexz.access import Gate, Tokens
     from hexz.images.registry import Registry
+    from hexz.servers.http.access import Gate, Tokens
     from hexz.servers.http.routing import Router
     from hexz.servers.http.server import HttpServer, HttpSite
     from hexz.servers.http.snapshots import CatalogApplication
@@ -112,7 +112,7 @@ def nbd_site(parts: SiteParts) -> Service:
 
 def s3_site(parts: SiteParts) -> Service:
     """Snapshots as objects of buckets.  Raises: ConfigError."""
-    from hexz.access import Gate
+    from hexz.servers.http.access import Gate
     from hexz.servers.http.server import HttpServer, HttpSite
     from hexz.servers.s3.access import KeyFile, S3Policy
     from hexz.servers.s3.answers import RULES

@@ -17,10 +17,10 @@ from urllib.parse import quote
 
 import pytest
 
-from hexz import access
-from hexz.access import AccessLog, Gate, RateLimit, Tokens, parse_rate_limit
 from hexz.errors import ConfigError, UsageError
+from hexz.servers.http import access
 from hexz.servers.http import handler as http_handler
+from hexz.servers.http.access import AccessLog, Gate, RateLimit, Tokens, parse_rate_limit
 from hexz.servers.http.handler import STREAK
 from hexz.servers.tls import TlsContext
 from tests.crafted import Craft

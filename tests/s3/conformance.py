@@ -24,12 +24,12 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from hexz.access import Gate
 from hexz.errors import NoSuchSnapshot
 from hexz.metrics.counters import SnapshotMetrics
 from hexz.protocol.http.responses import Response
 from hexz.protocol.s3.errors import S3Error
 from hexz.protocol.s3.xml import ObjectEntry, document
+from hexz.servers.http.access import Gate
 from hexz.servers.http.application import Request
 from hexz.servers.http.objects import Contents
 from hexz.servers.s3 import application as s3

@@ -6,7 +6,6 @@ import logging
 import os
 from collections.abc import Collection
 
-from hexz.access import AccessEntry
 from hexz.errors import HexzError
 from hexz.exposure import OWN, Grant
 from hexz.protocol.http.errors import RequestError
@@ -15,6 +14,7 @@ from hexz.protocol.http.responses import Response
 from hexz.protocol.nydus.errors import refusal_response
 from hexz.servers.addresses import peer_uid
 from hexz.servers.connection import Connection
+from hexz.servers.http.access import AccessEntry
 from hexz.servers.http.application import Application, Request, Rules
 from hexz.servers.http.handler import HttpHandler
 from hexz.servers.http.server import HttpServer, HttpSite

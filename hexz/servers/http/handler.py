@@ -27,7 +27,6 @@ from http.server import BaseHTTPRequestHandler
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from hexz.access import AccessEntry
 from hexz.errors import BlockError, HandedOver, HexzError, OutOfMemory, Overloaded
 from hexz.metrics import Metrics
 from hexz.protocol.http.dates import format_date
@@ -35,6 +34,7 @@ from hexz.protocol.http.errors import RequestError
 from hexz.protocol.http.head import RequestHead, framing_of, parse_head
 from hexz.protocol.http.responses import Piece, Response, pack_head
 from hexz.servers.connection import Connection
+from hexz.servers.http.access import AccessEntry
 from hexz.servers.http.application import Request
 from hexz.servers.http.counting import HttpCounting
 from hexz.servers.http.crowd import LARGEST as LARGEST_OF_CROWD

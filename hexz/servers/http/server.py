@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from http.server import ThreadingHTTPServer
 
-from hexz.access import Gate
 from hexz.metrics import Metrics
 from hexz.protocol.http.cors import Cors
 from hexz.servers.base import Listener
 from hexz.servers.connection import Connection
+from hexz.servers.http.access import Gate
 from hexz.servers.http.application import PLAIN_RULES, Application, Policy, RequestLog, Rules
 from hexz.servers.http.crowd import Crowd
 from hexz.servers.http.handler import HttpHandler

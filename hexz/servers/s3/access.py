@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from hexz.access import AccessRefusal, Gate, foreign_write, wrong_host
 from hexz.errors import ConfigError
 from hexz.exposure import OWN, Grant
 from hexz.protocol.http.head import RequestHead
@@ -15,6 +14,7 @@ from hexz.protocol.http.responses import Response
 from hexz.protocol.s3.errors import S3Error
 from hexz.protocol.s3.sigv4 import Claim, Scope, check_signature, check_time, parse_claim, signing_key
 from hexz.secrets import SHORTEST_SECRET, read_secret_lines
+from hexz.servers.http.access import AccessRefusal, Gate, foreign_write, wrong_host
 from hexz.servers.s3.answers import refusal_of
 
 __all__ = ["KeyFile", "S3Policy"]
