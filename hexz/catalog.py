@@ -197,8 +197,8 @@ class Catalog:
         self.context = context
         self._opener = Opener(context)
         self.default: str | None = None
-        self.stale = 0
-        """How many snapshots are served whose directory was missing at the last `sync`."""
+        self.missing: dict[str, list[str]] = {}
+        """By directory that was missing at the last `sync`, what is still served of it."""
         self.skipped: dict[str, str] = {}
         """By path, one line on each file that cannot be served as it is now: of the last `open_all` or `sync`."""
         context.metrics.default = lambda: self.default
@@ -274,6 +274,11 @@ class Catalog:
             if name not in self._published:
                 raise NoSuchSnapshot(f"there is no snapshot called {name!r}")
             self.default = name
+
+    @property
+    def stale(self) -> int:
+        """How many snapshots are served whose directory was missing at the last `sync`."""
+        return sum(map(len, self.missing.values()))
 
     @property
     def changed(self) -> int:
@@ -413,7 +418,8 @@ class Catalog:
     def sync(self, find_sources: Callable[[], Sequence[Source]]) -> SyncResult:
         """Make the catalog hold just the sources that `find_sources` gives.
 
-        What lies in a directory that is not there stays: a disk that is not mounted takes nothing away.
+        What lies in a directory that is not there stays, named itself or with the directory, and is `missing`: a disk
+        that is not mounted takes nothing away.
         What cannot be opened is reported, logged, and leaves the old state of its name.
         Raises: what `find_sources` raises, and then nothing changed.
         """
@@ -430,11 +436,15 @@ class Catalog:
             except HexzError as error:
                 skipped[source.path] = source.said(error)
                 result.failed.append(f"{source.name}: {error}")
+                if self._lost_folder(source):
+                    del skipped[source.path]
+                    missing.setdefault(_folder_of(source.path), []).append(source.name)
+                    continue
                 log.warning("not reloaded: %s", skipped[source.path], extra={"each": True})
         self.skipped = skipped
         for one in self.served():
             if one.name not in wanted and not one.mounted:
-                folder = os.path.dirname(os.path.abspath(one.path))
+                folder = _folder_of(one.path)
                 if not os.path.isdir(folder):
                     missing.setdefault(folder, []).append(one.name)
                     continue
@@ -443,8 +453,15 @@ class Catalog:
                     result.removed.append(one.name)
         for folder, names in missing.items():
             log.warning("%s: this directory is missing: its %d snapshots stay as they are", folder, len(names))
-        self.stale = sum(map(len, missing.values()))
+        self.missing = missing
         return result
+
+    def _lost_folder(self, source: Source) -> bool:
+        """Whether what is served as this source was in a directory that is not there any more."""
+        published = self._published.get(source.name)
+        if published is None or published.mounted or published.path != source.path:
+            return False
+        return not os.path.isdir(_folder_of(source.path))
 
     def _sync_one(self, name: str, path: str, result: SyncResult) -> None:
         published = self._published.get(name)
@@ -467,3 +484,7 @@ class Catalog:
         for name in self.names():
             with contextlib.suppress(NoSuchSnapshot):  # somebody else was faster
                 self.remove(name, max(0.0, deadline - time.monotonic()))
+
+
+def _folder_of(path: str) -> str:
+    return os.path.dirname(os.path.abspath(path))

@@ -201,6 +201,8 @@ class Running:
         lines = [f"skipped: {line}" for line in skipped[:SKIPPED_SHOWN]]
         if len(skipped) > SKIPPED_SHOWN:
             lines.append(f"and {len(skipped) - SKIPPED_SHOWN} files more that were skipped")
+        for folder, names in list(self._catalog.missing.items())[:SKIPPED_SHOWN]:
+            lines.append(f"stale: {folder}: this directory is missing: its {len(names)} snapshots stay as they were")
         return [self.summary(), *lines, *summary_lines(self._catalog.context.metrics.collect())]
 
     def summary(self) -> str:

@@ -131,19 +131,24 @@ def test_the_log_folder_is_removed(tmp_path: Path, snapshot_file: Path) -> None:
     run(*command, "--stop", "--pid-file", tmp_path / "pid")
 
 
-def test_a_directory_that_is_missing_takes_nothing_away(tmp_path: Path) -> None:
+@pytest.mark.parametrize("named", ["directory", "file", "NAME=FILE", "both"])
+def test_a_directory_that_is_missing_takes_nothing_away(tmp_path: Path, named: str) -> None:
     """As when its disk is not mounted while the arguments are read again."""
     image = samples.image(1 << 20, seed=12)
     folder = tmp_path / "folder"
     folder.mkdir()
-    packed(folder, "inside", image)
-    with Server("--http-port", 0, folder) as server:
+    file = packed(folder, "inside", image)
+    arguments = {"directory": [folder], "file": [file], "NAME=FILE": [f"other={file}"], "both": [file, folder]}[named]
+    control = tmp_path / "control"
+    with Server("--http-port", 0, "--control", control, *arguments) as server:
         folder.rename(tmp_path / "aside")
         os.kill(server.process.pid, signal.SIGHUP)
         wait_until(lambda: "reloaded: 1 snapshots" in server.stderr())
         assert "this directory is missing: its 1 snapshots stay as they are" in server.stderr()
         assert requests.get(f"{server.http}/disk", timeout=30).content == image
         assert requests.get(f"{server.http}/readyz", timeout=30).json()["stale"] == 1
+        status = run(sys.executable, str(ROOT / "hexz_serve.py"), "--status", "--control", control).stdout
+        assert f"stale: {folder}: this directory is missing: its 1 snapshots stay as they were" in status
         (tmp_path / "aside").rename(folder)
         os.kill(server.process.pid, signal.SIGHUP)
         wait_until(lambda: "stale" not in requests.get(f"{server.http}/readyz", timeout=30).json())
