@@ -16,6 +16,7 @@ from hexz.images.errors import BackendError, NbdFault
 from hexz.images.nbd.handshake import ALLOCATION, DIRTY, LARGEST_SMALLEST, negotiate
 from hexz.images.nbd.wire import NbdAddress, Wire
 from hexz.protocol.nbd import constants as nbd
+from hexz.protocol.nbd.layouts import CHUNK, ERROR, HOLE, U32, U64
 from hexz.protocol.nbd.replies import REQUEST, SIMPLE_REPLY
 
 __all__ = ["NbdConnection", "StatusExtent", "joined"]
@@ -39,12 +40,6 @@ MAX_STATUS = 16 << 20
 
 _SIMPLE_REST = struct.Struct(">IQ")
 _CHUNK_REST = struct.Struct(">HHQI")
-CHUNK = struct.Struct(">IHHQI")
-"""magic, chunk flags, type, cookie, length of what follows"""
-_U32 = struct.Struct(">I")
-_U64 = struct.Struct(">Q")
-_ERROR = struct.Struct(">IH")
-_HOLE = struct.Struct(">QI")
 _ZEROS = memoryview(bytes(PIECE))
 
 
@@ -159,12 +154,12 @@ class NbdConnection:
             self._wire.broken("sent something that is no reply")
         reading.done = bool(flags & nbd.CHUNK_FLAG_DONE)
         if kind == nbd.CHUNK_OFFSET_DATA and size > 8:
-            into = reading.part(_U64.unpack(self._wire.receive(8))[0], size - 8)
+            into = reading.part(U64.unpack(self._wire.receive(8))[0], size - 8)
             if into is None:
                 self._wire.broken("sent other data than was asked for")
             self._wire.fill(into)
-        elif kind == nbd.CHUNK_OFFSET_HOLE and size == _HOLE.size:
-            into = reading.part(*_HOLE.unpack(self._wire.receive(_HOLE.size)))
+        elif kind == nbd.CHUNK_OFFSET_HOLE and size == HOLE.size:
+            into = reading.part(*HOLE.unpack(self._wire.receive(HOLE.size)))
             if into is None:
                 self._wire.broken("sent another hole than was asked for")
             for at in range(0, len(into), PIECE):
@@ -192,7 +187,7 @@ class NbdConnection:
                 continue
             if size < 12 or (size - 4) % 8 or size > MAX_STATUS:
                 self._wire.broken("sent a block status that makes no sense")
-            meaning = self.export.contexts.get(_U32.unpack(self._wire.receive(4))[0])
+            meaning = self.export.contexts.get(U32.unpack(self._wire.receive(4))[0])
             kept = min((size - 4) // 8, MAX_DESCRIPTORS)
             data = self._wire.receive(kept * 8)
             self._wire.skip(size - 4 - kept * 8)
@@ -273,7 +268,7 @@ class NbdConnection:
         self._due -= 1
 
     def _simple_reply(self, cookie: int) -> None:
-        magic = _U32.unpack(self._wire.receive(4))[0]
+        magic = U32.unpack(self._wire.receive(4))[0]
         if magic != nbd.SIMPLE_REPLY_MAGIC:
             self._wire.broken("sent something that is no reply")
         self._simple_rest(cookie)
@@ -288,7 +283,7 @@ class NbdConnection:
     def _chunk(self, cookie: int, simple: bool = False) -> tuple[bool, int, int]:
         """(last of the reply, kind, bytes that follow) of the next chunk."""
         self._wire.check_time()
-        magic = _U32.unpack(self._wire.receive(4))[0]
+        magic = U32.unpack(self._wire.receive(4))[0]
         if magic == nbd.SIMPLE_REPLY_MAGIC and simple:
             self._simple_rest(cookie)
             return True, nbd.CHUNK_NONE, 0
@@ -303,11 +298,11 @@ class NbdConnection:
         """A chunk without content: nothing, or an error; `last`: nothing else is due on this connection."""
         if kind == nbd.CHUNK_NONE and not size:
             return
-        if not kind & 0x8000 or not _ERROR.size <= size <= MAX_TEXT + _ERROR.size + 8:
+        if not kind & 0x8000 or not ERROR.size <= size <= MAX_TEXT + ERROR.size + 8:
             self._wire.broken("sent a chunk that makes no sense here")
         data = self._wire.receive(size)
-        error, length = _ERROR.unpack_from(data)
-        self._fault(error, data[_ERROR.size : _ERROR.size + length].decode("utf-8", "replace"), last)
+        error, length = ERROR.unpack_from(data)
+        self._fault(error, data[ERROR.size : ERROR.size + length].decode("utf-8", "replace"), last)
 
     def _fault(self, error: int, text: str, alone: bool) -> NoReturn:
         fault = NbdFault(self.where, error, text)

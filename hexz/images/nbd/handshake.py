@@ -11,6 +11,7 @@ from typing import NamedTuple
 from hexz.images.errors import BackendError
 from hexz.images.nbd.wire import Wire
 from hexz.protocol.nbd import constants as nbd
+from hexz.protocol.nbd.layouts import EXPORT, GREETING, OPTION, OPTION_REPLY, U32
 
 __all__ = ["ALLOCATION", "DIRTY", "LARGEST_SMALLEST", "RemoteExport", "negotiate"]
 
@@ -22,11 +23,6 @@ DEFAULT_LARGEST = 32 << 20
 """What every server takes in one request if it says nothing else (proto.md, "Block size constraints")."""
 ALLOCATION, DIRTY = "allocation", "dirty"
 
-_GREETING = struct.Struct(">8s8sH")
-_OPTION = struct.Struct(">8sII")
-_OPTION_REPLY = struct.Struct(">QIII")
-_U32 = struct.Struct(">I")
-_EXPORT = struct.Struct(">QH")
 _BLOCK_SIZE = struct.Struct(">III")
 
 
@@ -61,10 +57,10 @@ def negotiate(wire: Wire, export: str, bitmap: str | None = None) -> RemoteExpor
 
     Raises: BackendDown; BackendError when the export or the protocol is not there.
     """
-    magic, option_magic, flags = _GREETING.unpack(wire.receive(_GREETING.size))
+    magic, option_magic, flags = GREETING.unpack(wire.receive(GREETING.size))
     if magic != nbd.NBDMAGIC or option_magic != nbd.IHAVEOPT or not flags & nbd.FLAG_FIXED_NEWSTYLE:
         wire.broken("is no NBD server of the fixed newstyle kind")
-    wire.send(_U32.pack(flags & (nbd.FLAG_FIXED_NEWSTYLE | nbd.FLAG_NO_ZEROES)))
+    wire.send(U32.pack(flags & (nbd.FLAG_FIXED_NEWSTYLE | nbd.FLAG_NO_ZEROES)))
     structured = _ask(wire, nbd.OPT_STRUCTURED_REPLY, b"") is not None
     contexts = _ask_contexts(wire, export, bitmap) if structured else {}
     query = b"".join((_counted(export), struct.pack(">HH", 1, nbd.INFO_BLOCK_SIZE)))
@@ -78,22 +74,22 @@ def _ask_contexts(wire: Wire, export: str, bitmap: str | None) -> dict[int, str]
     names = {nbd.BASE_ALLOCATION: ALLOCATION}
     if bitmap is not None:
         names[f"qemu:dirty-bitmap:{bitmap}"] = DIRTY
-    parts = [_counted(export), _U32.pack(len(names)), *map(_counted, names)]
+    parts = [_counted(export), U32.pack(len(names)), *map(_counted, names)]
     contexts: dict[int, str] = {}
     for kind, payload in _ask(wire, nbd.OPT_SET_META_CONTEXT, b"".join(parts)) or []:
         if kind == nbd.REP_META_CONTEXT and len(payload) > 4:
             meaning = names.get(payload[4:].decode("utf-8", "replace"))
             if meaning is not None:
-                contexts[_U32.unpack_from(payload)[0]] = meaning
+                contexts[U32.unpack_from(payload)[0]] = meaning
     return contexts
 
 
 def _ask(wire: Wire, option: int, payload: bytes) -> list[tuple[int, bytes]] | None:
     """The replies before the ACK; None when the server says no."""
-    wire.send(_OPTION.pack(nbd.IHAVEOPT, option, len(payload)) + payload)
+    wire.send(OPTION.pack(nbd.IHAVEOPT, option, len(payload)) + payload)
     replies: list[tuple[int, bytes]] = []
     while len(replies) < MAX_OPTION_REPLIES:
-        magic, for_option, kind, length = _OPTION_REPLY.unpack(wire.receive(_OPTION_REPLY.size))
+        magic, for_option, kind, length = OPTION_REPLY.unpack(wire.receive(OPTION_REPLY.size))
         if magic != nbd.OPTION_REPLY_MAGIC or for_option != option or length > MAX_OPTION_REPLY:
             wire.broken("answered an option with something else")
         data = wire.receive(length)
@@ -112,8 +108,8 @@ def _export(wire: Wire, infos: list[tuple[int, bytes]], structured: bool, contex
         if kind != nbd.REP_INFO or len(data) < 2:
             continue
         info = int.from_bytes(data[:2], "big")
-        if info == nbd.INFO_EXPORT and len(data) == 2 + _EXPORT.size:
-            size, flags = _EXPORT.unpack_from(data, 2)
+        if info == nbd.INFO_EXPORT and len(data) == 2 + EXPORT.size:
+            size, flags = EXPORT.unpack_from(data, 2)
         elif info == nbd.INFO_BLOCK_SIZE and len(data) == 2 + _BLOCK_SIZE.size:
             smallest, _, largest = _BLOCK_SIZE.unpack_from(data, 2)
     if size is None or flags is None or size >= 1 << 63:
@@ -125,4 +121,4 @@ def _export(wire: Wire, infos: list[tuple[int, bytes]], structured: bool, contex
 
 def _counted(text: str) -> bytes:
     data = text.encode()
-    return _U32.pack(len(data)) + data
+    return U32.pack(len(data)) + data

@@ -60,17 +60,13 @@ from hexz.protocol.nbd.constants import (
     SEND_DF,
 )
 from hexz.protocol.nbd.errors import MalformedOption
+from hexz.protocol.nbd.layouts import EXPORT, GREETING, OPTION, OPTION_REPLY, U32
 
 __all__ = ["Directory", "ExportFacts", "Handshake", "Negotiated", "Next", "Step", "TlsMode"]
 
-_GREETING = struct.Struct(">8s8sH")
-_OPTION = struct.Struct(">8sII")
-_OPTION_REPLY = struct.Struct(">QIII")
-_EXPORT = struct.Struct(">QH")
 _INFO_EXPORT = struct.Struct(">HQH")
 _INFO_BLOCK_SIZE = struct.Struct(">HIII")
 _U16 = struct.Struct(">H")
-_U32 = struct.Struct(">I")
 _ZEROES = bytes(124)
 _HTTP_METHODS = tuple(f"{method} ".encode() for method in ("GET", "HEAD", "PUT", "POST", "OPTIONS", "DELETE", "PATCH"))
 _TLS_RECORD = b"\x16\x03"
@@ -155,7 +151,7 @@ class Handshake:
 
     def greeting(self) -> bytes:
         """What the server says first (proto.md, "Fixed newstyle negotiation")."""
-        return _GREETING.pack(NBDMAGIC, IHAVEOPT, FLAG_FIXED_NEWSTYLE | FLAG_NO_ZEROES)
+        return GREETING.pack(NBDMAGIC, IHAVEOPT, FLAG_FIXED_NEWSTYLE | FLAG_NO_ZEROES)
 
     def secured(self) -> None:
         """TLS is up: start over, and forget what came before it (proto.md, "NBD_OPT_STARTTLS")."""
@@ -194,23 +190,23 @@ class Handshake:
                 return None
         if self._flags is None:
             return self._client_flags()
-        if len(self._buffer) < _OPTION.size:
+        if len(self._buffer) < OPTION.size:
             return None
-        magic, option, length = _OPTION.unpack_from(self._buffer)
+        magic, option, length = OPTION.unpack_from(self._buffer)
         self._options += magic == IHAVEOPT
         if magic != IHAVEOPT or length > MAX_SKIPPED or self._options > MAX_OPTIONS:
             return Step(b"", Next.CLOSE)
         if length > MAX_OPTION:
-            del self._buffer[: _OPTION.size]
+            del self._buffer[: OPTION.size]
             self._skip = length
             if option == OPT_EXPORT_NAME:
                 return Step(b"", Next.CLOSE)
             return _reply(option, REP_ERR_TOO_BIG, f"at most {MAX_OPTION} bytes of option data".encode())
-        if len(self._buffer) < _OPTION.size + length:
+        if len(self._buffer) < OPTION.size + length:
             self._options -= 1  # the same option is looked at again when more of it has come
             return None
-        payload = bytes(self._buffer[_OPTION.size : _OPTION.size + length])
-        del self._buffer[: _OPTION.size + length]
+        payload = bytes(self._buffer[OPTION.size : OPTION.size + length])
+        del self._buffer[: OPTION.size + length]
         return self._option(option, payload)
 
     def foreign(self, data: bytes) -> str | None:
@@ -222,10 +218,10 @@ class Handshake:
         return "TLS without asking for it (NBD_OPT_STARTTLS)" if data.startswith(_TLS_RECORD) else None
 
     def _client_flags(self) -> Step | None:
-        if len(self._buffer) < _U32.size:
+        if len(self._buffer) < U32.size:
             return None
-        flags = _U32.unpack_from(self._buffer)[0]
-        del self._buffer[: _U32.size]
+        flags = U32.unpack_from(self._buffer)[0]
+        del self._buffer[: U32.size]
         self._flags = flags
         # "The server MUST drop the connection if the client flags have a bit that it does not know."
         known = flags & ~(FLAG_FIXED_NEWSTYLE | FLAG_NO_ZEROES) == 0
@@ -261,7 +257,7 @@ class Handshake:
         if option == OPT_LIST:
             names = (name.encode() for name in self._directory.exports())
             listed = b"".join(
-                _reply(option, REP_SERVER, _U32.pack(len(name)) + name).send for name in names if len(name) <= MAX_NAME
+                _reply(option, REP_SERVER, U32.pack(len(name)) + name).send for name in names if len(name) <= MAX_NAME
             )
             return Step(listed + _reply(option, REP_ACK).send, Next.RECEIVE)
         if option == OPT_STARTTLS:
@@ -298,7 +294,7 @@ class Handshake:
         self._negotiate(payload.decode())
         assert self._flags is not None
         zeroes = b"" if self._flags & FLAG_NO_ZEROES else _ZEROES
-        return Step(_EXPORT.pack(facts.size, self._flags_for()) + zeroes, Next.TRANSMIT)
+        return Step(EXPORT.pack(facts.size, self._flags_for()) + zeroes, Next.TRANSMIT)
 
     def _facts(self, name: bytes) -> ExportFacts | None:
         if len(name) > MAX_NAME:
@@ -336,11 +332,11 @@ class Handshake:
 
     def _meta_context(self, option: int, payload: bytes) -> Step:
         name, rest = _take_string(payload)
-        if len(rest) < _U32.size:
+        if len(rest) < U32.size:
             raise MalformedOption("the queries are cut off")
-        count = _U32.unpack_from(rest)[0]
-        rest = rest[_U32.size :]
-        if count > len(rest) // _U32.size:
+        count = U32.unpack_from(rest)[0]
+        rest = rest[U32.size :]
+        if count > len(rest) // U32.size:
             raise MalformedOption("there are fewer queries than announced")
         if count > MAX_QUERIES:
             return _reply(option, REP_ERR_TOO_BIG, f"at most {MAX_QUERIES} queries".encode())
@@ -368,7 +364,7 @@ class Handshake:
             _reply(
                 option,
                 REP_META_CONTEXT,
-                _U32.pack(CONTEXT_IDS[context] if option == OPT_SET_META_CONTEXT else 0) + context.encode(),
+                U32.pack(CONTEXT_IDS[context] if option == OPT_SET_META_CONTEXT else 0) + context.encode(),
             ).send
             for context in chosen
         )
@@ -383,15 +379,15 @@ def _matches(query: bytes, context: str, option: int) -> bool:
 
 
 def _take_string(data: bytes) -> tuple[bytes, bytes]:
-    if len(data) < _U32.size:
+    if len(data) < U32.size:
         raise MalformedOption("the data is cut off")
-    length = _U32.unpack_from(data)[0]
+    length = U32.unpack_from(data)[0]
     if length > MAX_NAME:
         raise MalformedOption(f"a string has at most {MAX_NAME} bytes")
-    if length > len(data) - _U32.size:
+    if length > len(data) - U32.size:
         raise MalformedOption("a string runs past the option's data")
-    return data[_U32.size : _U32.size + length], data[_U32.size + length :]
+    return data[U32.size : U32.size + length], data[U32.size + length :]
 
 
 def _reply(option: int, kind: int, data: bytes = b"") -> Step:
-    return Step(_OPTION_REPLY.pack(OPTION_REPLY_MAGIC, option, kind, len(data)) + data, Next.RECEIVE)
+    return Step(OPTION_REPLY.pack(OPTION_REPLY_MAGIC, option, kind, len(data)) + data, Next.RECEIVE)

@@ -23,6 +23,7 @@ from hexz.protocol.nbd.constants import (
     SIMPLE_REPLY_MAGIC,
     STRUCTURED_REPLY_MAGIC,
 )
+from hexz.protocol.nbd.layouts import CHUNK, ERROR, HOLE, U32, U64
 
 __all__ = [
     "EXTENDED_DATA",
@@ -42,16 +43,11 @@ REQUEST = struct.Struct(">IHHQQI")
 EXTENDED_REQUEST = struct.Struct(">IHHQQQ")
 SIMPLE_REPLY = struct.Struct(">IIQ")
 """magic, error, cookie"""
-_CHUNK = struct.Struct(">IHHQI")
 _EXTENDED_CHUNK = struct.Struct(">IHHQQQ")
 STRUCTURED_DATA = struct.Struct(">IHHQIQ")
 """magic, chunk flags, type, cookie, length of what follows, offset of the data"""
 EXTENDED_DATA = struct.Struct(">IHHQQQQ")
 """magic, chunk flags, type, cookie, offset of the request, length of what follows, offset of the data"""
-_HOLE = struct.Struct(">QI")
-_ERROR = struct.Struct(">IH")
-_U32 = struct.Struct(">I")
-_U64 = struct.Struct(">Q")
 _STATUS = struct.Struct(">II")
 _EXTENDED_STATUS = struct.Struct(">QQ")
 MAX_MESSAGE = 1024
@@ -71,7 +67,7 @@ class ChunkedReplies:
     def _head(self, flags: int, kind: int, cookie: int, length: int, offset: int) -> bytes:
         if self.extended:
             return _EXTENDED_CHUNK.pack(EXTENDED_REPLY_MAGIC, flags, kind, cookie, offset, length)
-        return _CHUNK.pack(STRUCTURED_REPLY_MAGIC, flags, kind, cookie, length)
+        return CHUNK.pack(STRUCTURED_REPLY_MAGIC, flags, kind, cookie, length)
 
     def data_head(self, cookie: int, request_offset: int, offset: int, length: int, done: bool) -> bytes:
         """What comes before `length` bytes of data at `offset`."""
@@ -85,8 +81,8 @@ class ChunkedReplies:
     def hole(self, cookie: int, request_offset: int, offset: int, length: int, done: bool) -> bytes:
         """`length` zeros at `offset`, which need not be sent."""
         flags = CHUNK_FLAG_DONE if done else 0
-        head = self._head(flags, CHUNK_OFFSET_HOLE, cookie, _HOLE.size, request_offset)
-        return head + _HOLE.pack(offset, length)
+        head = self._head(flags, CHUNK_OFFSET_HOLE, cookie, HOLE.size, request_offset)
+        return head + HOLE.pack(offset, length)
 
     def data_and_holes(
         self, cookie: int, request_offset: int, at: int, views: Sequence[memoryview], last: bool, zeros: object
@@ -120,11 +116,11 @@ class ChunkedReplies:
     def error(self, error: int, message: str, cookie: int, request_offset: int, offset: int | None = None) -> bytes:
         """The end of a reply that failed, at `offset` if that is known."""
         text = message.encode()[:MAX_MESSAGE]
-        payload = _ERROR.pack(error, len(text)) + text
+        payload = ERROR.pack(error, len(text)) + text
         kind = CHUNK_ERROR
         if offset is not None:
             kind = CHUNK_ERROR_OFFSET
-            payload += _U64.pack(offset)
+            payload += U64.pack(offset)
         return self._head(CHUNK_FLAG_DONE, kind, cookie, len(payload), request_offset) + payload
 
     def status(
@@ -139,7 +135,7 @@ class ChunkedReplies:
                 payload = _STATUS.pack(context, len(packed)) + b"".join(packed)
                 kind = CHUNK_BLOCK_STATUS_EXT
             else:
-                payload = _U32.pack(context) + b"".join(_STATUS.pack(*extent) for extent in extents)
+                payload = U32.pack(context) + b"".join(_STATUS.pack(*extent) for extent in extents)
                 kind = CHUNK_BLOCK_STATUS
             parts.append(self._head(flags, kind, cookie, len(payload), request_offset) + payload)
         return b"".join(parts)
