@@ -18,6 +18,8 @@ from hexz.format.header import Compression
 
 __all__ = ["MAX_FRAME_HEADER", "Codec", "Encoder", "FrameMarks", "crc32", "frame_marks"]
 
+FRAME_MAGIC = b"\x28\xb5\x2f\xfd"
+"""How a frame with content begins (RFC 8878 section 3.1.1)."""
 MAX_WINDOW = 128 << 20
 """Largest zstd window accepted, bytes: the format's own levels ask for at most this."""
 
@@ -95,6 +97,9 @@ class Codec:
         except AttributeError:
             decompressor = self._local.zstd = self._decompressor()
         try:
+            if stored[:4] != FRAME_MAGIC:
+                # Of a skippable frame the decoder would first make room for as much as that says to skip.
+                raise BlockDamage("Zstandard: not a frame")
             claimed = zstandard.frame_content_size(stored)
             if claimed > logical_length:
                 raise BlockDamage(f"Zstandard frame claims {claimed} bytes, the index says {logical_length}")

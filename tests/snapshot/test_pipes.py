@@ -59,9 +59,9 @@ def test_a_size_that_is_only_too_small_is_damage(tmp_path: Path) -> None:
     craft.data(DATA[:1000])
     craft.page()
     craft.sizes["main"] = 999
-    with open_snapshot(str(craft.write(tmp_path / "t.hxz")), new_context(1 << 20, workers=0)) as snapshot:
-        with pytest.raises(CorruptSnapshot, match="the page's blocks end at 1000"):
-            snapshot.streams["disk"].read(0, 1)
+    path = str(craft.write(tmp_path / "t.hxz"))
+    with pytest.raises(CorruptSnapshot, match="the disk stream end at 1000, and its size is said to be 999"):
+        open_snapshot(path, new_context(1 << 20, workers=0))
 
 
 def test_the_daemon_serves_nothing_and_says_why(tmp_path: Path) -> None:
