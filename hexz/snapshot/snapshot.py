@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from hexz.errors import SnapshotTooLarge
+from hexz.errors import SnapshotTooLarge, StorageError
 from hexz.format.index import MasterIndex
 from hexz.format.metadata import ArchivedFile
 from hexz.snapshot.context import OpenContext
@@ -166,8 +166,18 @@ class Snapshot:
         return self.storage.view(offset, length)
 
     def info(self) -> dict[str, Any]:
-        """The snapshot's facts, ready for JSON; sizes in bytes, times in seconds since 1970."""
+        """The snapshot's facts, ready for JSON; sizes in bytes, times in seconds since 1970.
+
+        Of a file that was changed before its metadata was first read, what was known before.
+        Raises: StorageError.
+        """
         header = self.header
+        try:
+            listed = self._facts()
+        except StorageError as error:  # first, since it may be the one that finds the file changed
+            if not self.storage.changed:
+                raise
+            listed = Facts(None, [error.reason], None)
         return {
             "path": self.path,
             "file_size": self.file_size,
@@ -189,9 +199,9 @@ class Snapshot:
             "parents": [
                 {"stored": stored, "path": parent.path} for stored, parent in zip(header.parents, self.parents)
             ],
-            "files": self._facts().files,
+            "files": listed.files,
             "metadata_bytes": header.metadata.length if header.metadata else 0,
-            "oddities": self.oddities,
+            "oddities": self._undeclared_told() + listed.oddities,
         }
 
     def retain(self) -> bool:

@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from hexz.snapshot import Snapshot, new_context, open_snapshot
 from hexz.storage import LocalFile
 from tests.crafted import Craft
 from tests.daemon.test_faults import wait_until
-from tests.peers import Server
+from tests.peers import ROOT, Server, run
 
 PAGES = 8
 PAGE = 4 * 4096
@@ -207,3 +208,22 @@ def test_one_changed_file_keeps_nobody_from_the_list_of_all(tmp_path: Path) -> N
             }
         page = requests.get(server.http, headers={"Accept": "text/html"}, timeout=30)
         assert page.status_code == 200 and "calm" in page.text
+
+
+def test_the_facts_of_a_changed_file_say_so_and_what_is_known(tmp_path: Path) -> None:
+    craft = Craft()
+    craft.data(b"x" * 4096)
+    craft.page()
+    craft.metadata = b'{"files": [{"path": "a", "offset": 0, "size": 1}]}'
+    craft.write(tmp_path / "snap.hxz")
+    control = tmp_path / "control"
+    with Server("--http-port", 0, "--control", control, tmp_path / "snap.hxz") as server:
+        os.utime(tmp_path / "snap.hxz", (1, 1))
+        facts = requests.get(f"{server.http}/info", timeout=30)
+        assert facts.status_code == 200
+        known = facts.json()
+        assert (known["changed"], known["files"], known["streams"]["disk"]["size"]) == (True, None, 4096)
+        assert [line for line in known["oddities"] if "changed while it was open" in line] == known["oddities"]
+        assert requests.get(f"{server.http}/snapshots/snap/files/", timeout=30).status_code == 500
+        told = run(sys.executable, ROOT / "hexz_serve.py", "--status", "--control", control).stdout
+        assert "snap" in told
