@@ -6,6 +6,7 @@ import ast
 import builtins
 import re
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import hexz
@@ -99,6 +100,20 @@ def test_dependencies_point_down() -> None:
         if other.startswith("hexz") and floor_of(other) > floor_of(name)
     ]
     assert not wrong
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    """Within a floor neither, nor for the types' sake alone."""
+    known = {name for name, _, _ in modules()}
+    imports: dict[str, set[str]] = {name: set() for name in known}
+    for name, path, _ in modules():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                imports[name] |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                inner = {f"{node.module}.{alias.name}" for alias in node.names} & known
+                imports[name] |= inner or {node.module}
+    tuple(TopologicalSorter({name: found & known for name, found in imports.items()}).static_order())
 
 
 def test_format_and_protocol_do_no_io() -> None:

@@ -79,7 +79,8 @@ def http_site(parts: SiteParts) -> Service:
     from hexz.images.registry import Registry
     from hexz.servers.http.access import Gate, Tokens
     from hexz.servers.http.routing import Router
-    from hexz.servers.http.server import HttpServer, HttpSite
+    from hexz.servers.http.server import HttpServer
+    from hexz.servers.http.site import HttpSite
     from hexz.servers.http.snapshots import CatalogApplication
     from hexz.servers.images.application import PREFIX, ImagesApplication
 
@@ -103,7 +104,8 @@ def http_site(parts: SiteParts) -> Service:
 def nbd_site(parts: SiteParts) -> Service:
     """Streams as exports.  Raises: ConfigError."""
     from hexz.protocol.nbd.handshake import TlsMode
-    from hexz.servers.nbd.server import NbdServer, NbdSite
+    from hexz.servers.nbd.server import NbdServer
+    from hexz.servers.nbd.site import NbdSite
 
     options, tls = parts.options, parts.tls()
     mode = TlsMode(options.nbd_tls or ("required" if tls else "off"))
@@ -113,7 +115,8 @@ def nbd_site(parts: SiteParts) -> Service:
 def s3_site(parts: SiteParts) -> Service:
     """Snapshots as objects of buckets.  Raises: ConfigError."""
     from hexz.servers.http.access import Gate
-    from hexz.servers.http.server import HttpServer, HttpSite
+    from hexz.servers.http.server import HttpServer
+    from hexz.servers.http.site import HttpSite
     from hexz.servers.s3.access import KeyFile, S3Policy
     from hexz.servers.s3.answers import RULES
     from hexz.servers.s3.application import S3Application

@@ -9,12 +9,9 @@ import select
 import socket
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
-if TYPE_CHECKING:
-    from hexz.servers.base import Listener
-
-__all__ = ["SILENT_S", "Connection", "Give", "Summons", "client_of"]
+__all__ = ["SILENT_S", "CameFrom", "Connection", "Give", "Summons", "client_of"]
 
 FIRST_WORD_S = 5.0
 """How long after its arrival a connection that has asked for nothing is spared by `AcceptLoop.drain`."""
@@ -59,6 +56,25 @@ Give = Callable[["Connection", "dict[str, Any]", bytes], bool]
 """Gives a connection to the successor, with its handler's state and what was received; False when it cannot."""
 
 
+class CameFrom(Protocol):
+    """The listener that a connection came to, as the connection knows it."""
+
+    url: str
+    draining: bool
+    draining_since: float
+    summons: Summons | None
+    give: Give | None
+
+    def drain(self, connection: Connection) -> None:
+        """See that the handler of a connection ends soon."""
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Serve a connection in this thread."""
+
+    def shutdown_request(self, request: Any) -> None:
+        """Close a connection that nobody serves any more."""
+
+
 class Connection:
     """An accepted socket, its peer's name for logs, and whether the daemon is stopping.
 
@@ -66,7 +82,7 @@ class Connection:
     other threads look at it too.  Its handler's thread alone sends and receives.
     """
 
-    def __init__(self, sock: socket.socket, listener: Listener, peer: str) -> None:
+    def __init__(self, sock: socket.socket, listener: CameFrom, peer: str) -> None:
         self.sock = sock
         self.listener = listener
         self.peer = peer

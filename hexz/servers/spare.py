@@ -11,10 +11,8 @@ import os
 import socket
 import threading
 from collections import deque
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from hexz.servers.connection import Connection
+from hexz.servers.connection import Connection
 
 __all__ = ["SPARE_PLACES", "SpareDescriptors", "Spares"]
 
@@ -75,7 +73,7 @@ class Spares:
                 connection = self._waiting.pop()
                 self._served.append(connection)
             try:
-                connection.listener.process_request_thread(connection, connection.peer)  # type: ignore[arg-type]
+                connection.listener.process_request_thread(connection, connection.peer)
             finally:
                 with self._changed:
                     self._served.remove(connection)

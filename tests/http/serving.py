@@ -13,7 +13,8 @@ from hexz.exposure import OWN
 from hexz.servers.accept_loop import AcceptLoop
 from hexz.servers.addresses import TcpAddress
 from hexz.servers.http.application import Application
-from hexz.servers.http.server import HttpServer, HttpSite
+from hexz.servers.http.server import HttpServer
+from hexz.servers.http.site import HttpSite
 from hexz.servers.http.snapshots import CatalogApplication
 from hexz.snapshot import new_context
 

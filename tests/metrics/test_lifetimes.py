@@ -21,9 +21,11 @@ from hexz.metrics.files import FileCounts
 from hexz.protocol.nbd import constants as c
 from hexz.servers.accept_loop import AcceptLoop
 from hexz.servers.addresses import TcpAddress
-from hexz.servers.http.server import HttpServer, HttpSite
+from hexz.servers.http.server import HttpServer
+from hexz.servers.http.site import HttpSite
 from hexz.servers.http.snapshots import CatalogApplication
-from hexz.servers.nbd.server import NbdServer, NbdSite
+from hexz.servers.nbd.server import NbdServer
+from hexz.servers.nbd.site import NbdSite
 from hexz.snapshot import new_context
 from hexz.storage import LocalFile
 from hexz.tools.pack import pack

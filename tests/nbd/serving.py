@@ -9,7 +9,8 @@ from types import TracebackType
 from hexz.catalog import Catalog
 from hexz.servers.accept_loop import AcceptLoop
 from hexz.servers.addresses import TcpAddress
-from hexz.servers.nbd.server import NbdServer, NbdSite
+from hexz.servers.nbd.server import NbdServer
+from hexz.servers.nbd.site import NbdSite
 from hexz.snapshot import Stream, new_context
 from tests.nbd.wire import Client
 

@@ -17,7 +17,8 @@ from hexz.servers.connection import Connection
 from hexz.servers.http.access import AccessEntry
 from hexz.servers.http.application import Application, Request, Rules
 from hexz.servers.http.handler import HttpHandler
-from hexz.servers.http.server import HttpServer, HttpSite
+from hexz.servers.http.server import HttpServer
+from hexz.servers.http.site import HttpSite
 
 __all__ = ["ControlServer", "ControlSite"]
 

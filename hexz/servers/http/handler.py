@@ -25,7 +25,6 @@ import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler
 from time import perf_counter
-from typing import TYPE_CHECKING
 
 from hexz.errors import BlockError, HandedOver, HexzError, OutOfMemory, Overloaded
 from hexz.metrics import Metrics
@@ -33,6 +32,7 @@ from hexz.protocol.http.dates import format_date
 from hexz.protocol.http.errors import RequestError
 from hexz.protocol.http.head import RequestHead, framing_of, parse_head
 from hexz.protocol.http.responses import Piece, Response, pack_head
+from hexz.servers.base import Listener
 from hexz.servers.connection import Connection
 from hexz.servers.http.access import AccessEntry
 from hexz.servers.http.application import Request
@@ -41,12 +41,10 @@ from hexz.servers.http.crowd import LARGEST as LARGEST_OF_CROWD
 from hexz.servers.http.crowd import Member, Told, Unsent
 from hexz.servers.http.receiving import Body, Receiver
 from hexz.servers.http.repeated import RepeatedRange
+from hexz.servers.http.site import HttpSite
 from hexz.servers.sending import Sender, held
 from hexz.servers.tls import TLS_HANDSHAKE_S, TlsContext, tls_reason
 from hexz.servers.watch import PeerGone, PeerWatch
-
-if TYPE_CHECKING:
-    from hexz.servers.http.server import HttpServer
 
 __all__ = ["HttpHandler"]
 
@@ -72,7 +70,8 @@ class HttpHandler(BaseHTTPRequestHandler):
 
     request: Connection
     connection: Connection
-    server: HttpServer
+    server: Listener
+    site: HttpSite
     head: RequestHead
 
     def setup(self) -> None:
@@ -81,6 +80,8 @@ class HttpHandler(BaseHTTPRequestHandler):
         Raises: OSError when TLS does not come about.
         """
         connection, site = self.request, self.server.site
+        assert isinstance(site, HttpSite)
+        self.site = site
         self.policy, self.access_log, self.application = site.policy, site.access_log, site.application
         self._rules = site.rules
         if site.tls is not None and not isinstance(connection.sock, ssl.SSLSocket):
@@ -212,7 +213,7 @@ class HttpHandler(BaseHTTPRequestHandler):
 
     def _admit(self) -> tuple[str | None, Response | None]:
         """The name of the token that was used, and a response where the application is not to be asked."""
-        head, peer, cors = self.head, self.connection.peer, self.server.site.cors
+        head, peer, cors = self.head, self.connection.peer, self.site.cors
         response = cors.preflight(head) if cors is not None else None
         if self.connection.spare and not self._rules.answers_spare(head):
             response = self._no_place()
@@ -299,7 +300,7 @@ class HttpHandler(BaseHTTPRequestHandler):
     def _join_crowd(self, repeated: RepeatedRange) -> None:
         """Stay in the crowd as long as it can serve this connection."""
         self._streak = 0
-        crowd = self.server.site.crowd
+        crowd = self.site.crowd
         if self._receiver.buffer or self.connection.summoned or not crowd.has_company(self):
             return
         member = Member(self.connection, repeated, self._counting, self._told)

@@ -8,18 +8,17 @@ import socket
 import socketserver
 import ssl
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hexz.catalog import Lease
 from hexz.protocol.nbd.handshake import Handshake, Negotiated, Next
+from hexz.servers.base import Listener
 from hexz.servers.connection import Connection
 from hexz.servers.nbd.outbox import Export
+from hexz.servers.nbd.site import NbdSite
 from hexz.servers.nbd.stopping import receive_late
 from hexz.servers.nbd.transmission import Transmission
 from hexz.servers.tls import tls_reason
-
-if TYPE_CHECKING:
-    from hexz.servers.nbd.server import NbdServer
 
 __all__ = ["NbdHandler"]
 
@@ -36,7 +35,12 @@ class NbdHandler(socketserver.BaseRequestHandler):
     """The two phases of the protocol on one connection (proto.md, "Protocol phases")."""
 
     request: Connection
-    server: NbdServer
+    server: Listener
+
+    def setup(self) -> None:
+        """Know what is served here."""
+        assert isinstance(self.server.site, NbdSite)
+        self.site = self.server.site
 
     def handle(self) -> None:
         """Handshake, then requests until the client leaves."""
@@ -48,13 +52,13 @@ class NbdHandler(socketserver.BaseRequestHandler):
             return
         negotiated = handshake.negotiated
         assert negotiated is not None
-        found = self.server.site.directory.open(negotiated.export)
+        found = self.site.directory.open(negotiated.export)
         if found is not None:  # else taken away since it was agreed on
             self._transmit(found, negotiated, handshake.rest)
 
     def _transmit(self, opened: tuple[Lease, Export], negotiated: Negotiated, received: bytes) -> None:
         lease, export = opened
-        site, connection = self.server.site, self.request
+        site, connection = self.site, self.request
         connection.spoken = True
         try:
             lease.when_ended(connection.end)
@@ -75,7 +79,7 @@ class NbdHandler(socketserver.BaseRequestHandler):
         negotiated = Negotiated(
             str(state["export"]), bool(state["structured"]), bool(state["extended"]), tuple(state["contexts"])
         )
-        opened = self.server.site.directory.open(negotiated.export)
+        opened = self.site.directory.open(negotiated.export)
         if opened is None or not opened[1].stream.known_as(str(state["etag"])):
             log.warning("%s: export %r is not what it was: hanging up", self.request.peer, negotiated.export)
             if opened is not None:
@@ -94,7 +98,7 @@ class NbdHandler(socketserver.BaseRequestHandler):
 
     def _handshake(self) -> Handshake | None:
         """The finished handshake; the connection's socket may be under TLS afterwards."""
-        connection, site = self.request, self.server.site
+        connection, site = self.request, self.site
         deadline = time.monotonic() + HANDSHAKE_S
         handshake = Handshake(site.directory, site.tls_mode)
         try:
