@@ -14,6 +14,7 @@ from hexz.options import Options
 from hexz.protocol.http.origin import is_host_name
 from hexz.secrets import credential
 from hexz.servers.addresses import Address, TcpAddress, UnixAddress
+from hexz.units import parse_number
 
 __all__ = ["DEFAULT_PORTS", "UNIT_KINDS", "Settings", "access_of", "option_parser", "parse_arguments"]
 
@@ -50,9 +51,10 @@ class Settings(NamedTuple):
 
 
 def _port(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and int(text[:6]) <= 65535 and len(text) <= 5):
+    port = parse_number(text, 5)
+    if port is None or port > 65535:
         raise argparse.ArgumentTypeError(f"'{text}' is not a port: 0 to 65535")
-    return int(text)
+    return port
 
 
 def _seconds(text: str) -> float:
@@ -66,15 +68,17 @@ def _seconds(text: str) -> float:
 
 
 def _number(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) <= 10):
+    number = parse_number(text, 10)
+    if number is None:
         raise argparse.ArgumentTypeError(f"'{text}' is not a number")
-    return int(text)
+    return number
 
 
 def _count(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and 0 < len(text) <= 9 and int(text) > 0):
+    count = parse_number(text, 9)
+    if not count:
         raise argparse.ArgumentTypeError(f"'{text}' is not a positive number")
-    return int(text)
+    return count
 
 
 def _host_name(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Sizes as people write them and as people read them."""
+"""Sizes and numbers as people and programs write them, and as people read them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 
 from hexz.errors import UnitError
 
-__all__ = ["format_size", "parse_size"]
+__all__ = ["format_size", "parse_number", "parse_size"]
 
 _SIZE = re.compile(r"(\d{1,19})(?:([KMGT])(?:i?B)?|B)?", re.ASCII | re.IGNORECASE)
 _FACTORS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -25,6 +25,11 @@ def parse_size(text: str) -> int:
     if size > MAX_SIZE:
         raise UnitError(f"'{text}' is too large: at most {MAX_SIZE} bytes")
     return size
+
+
+def parse_number(text: str, digits: int) -> int | None:
+    """The number that up to so many decimal `digits` (ASCII, no sign) mean; None for any other text."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= digits else None
 
 
 def format_size(size: int) -> str:

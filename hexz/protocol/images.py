@@ -12,6 +12,7 @@ from urllib.parse import parse_qsl
 
 from hexz.errors import BadRequest, ConfigError, JsonError
 from hexz.jsontext import load_json
+from hexz.units import parse_number
 
 __all__ = [
     "MAX_OPERATION",
@@ -263,9 +264,10 @@ def number(query: Mapping[str, str], name: str, default: int) -> int:
     value = query.get(name)
     if value is None:
         return default
-    if not (value.isascii() and value.isdigit() and len(value) <= MAX_DIGITS):
+    number = parse_number(value, MAX_DIGITS)
+    if number is None:
         raise BadRequest(f"{name} is not a whole number")
-    return int(value)
+    return number
 
 
 def span_of(query: Mapping[str, str], size: int) -> tuple[int, int]:

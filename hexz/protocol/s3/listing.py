@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 from hexz.protocol.pages import MAX_ENTRIES
 from hexz.protocol.s3.errors import S3Error
+from hexz.units import parse_number
 
 __all__ = ["MAX_KEYS", "continuation_token", "parse_encoding", "parse_limit", "parse_token"]
 
@@ -26,13 +27,14 @@ def parse_limit(text: str | None) -> int:
     """
     if not text:
         return MAX_KEYS
-    if not (text.isascii() and text.isdigit() and len(text) <= 10) or int(text) > 0x7FFFFFFF:
+    number = parse_number(text, 10)
+    if number is None or number > 0x7FFFFFFF:
         raise S3Error(
             "InvalidArgument",
             "Argument maxKeys must be an integer between 0 and 2147483647",
             (("ArgumentName", "maxKeys"), ("ArgumentValue", text[:100])),
         )
-    return min(int(text), MAX_KEYS)
+    return min(number, MAX_KEYS)
 
 
 def parse_encoding(parameters: Mapping[str, str]) -> bool:

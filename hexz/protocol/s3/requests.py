@@ -8,6 +8,7 @@ from hexz.protocol.http.head import RequestHead
 from hexz.protocol.s3.errors import S3Error
 from hexz.protocol.s3.listing import parse_encoding, parse_limit
 from hexz.protocol.s3.xml import ACL, ListRequest
+from hexz.units import parse_number
 
 __all__ = ["BUCKET_READS", "OBJECT_READS", "list_request", "overrides", "reading_head", "wanted_attributes"]
 
@@ -112,12 +113,13 @@ def reading_head(head: RequestHead, parameters: dict[str, str], size: int) -> Re
     headers = head.headers
     part = parameters.get("partNumber")
     if part is not None:
-        if not (part.isascii() and part.isdigit() and 1 <= len(part) <= 5 and 1 <= int(part) <= 10000):
+        number = parse_number(part, 5)
+        if number is None or not 1 <= number <= 10000:
             details = (("ArgumentName", "partNumber"), ("ArgumentValue", part[:100]))
             raise S3Error("InvalidArgument", "Part number must be an integer between 1 and 10000, inclusive", details)
         if "range" in headers:
             raise S3Error("InvalidRequest", "Cannot specify both Range header and partNumber query parameter")
-        if int(part) != 1:
+        if number != 1:
             raise S3Error("InvalidPartNumber", None, (("PartNumberRequested", part), ("ActualPartCount", "1")))
         if size:
             headers = {**headers, "range": "bytes=0-"}

@@ -20,6 +20,7 @@ from urllib.parse import quote, unquote_to_bytes
 from hexz.protocol.http.dates import parse_date
 from hexz.protocol.http.head import RequestHead
 from hexz.protocol.s3.errors import S3Error
+from hexz.units import parse_number
 
 __all__ = [
     "EMPTY_SHA256",
@@ -197,10 +198,10 @@ def _query_claim(head: RequestHead, parameters: dict[str, str]) -> Claim:
         raise S3Error(code, "X-Amz-Date must be in the ISO8601 Long Format \"yyyyMMdd'T'HHmmss'Z'\"")
     if not signed_at.startswith(scope.day):
         raise S3Error(code, "The date of X-Amz-Credential is not that of X-Amz-Date.")
-    text = parameters["X-Amz-Expires"]
-    if not (text.isascii() and text.isdigit() and 0 < len(text) <= 9):
+    expires = parse_number(parameters["X-Amz-Expires"], 9)
+    if expires is None:
         raise S3Error(code, "X-Amz-Expires should be a number of seconds.")
-    if not 1 <= int(text) <= MAX_EXPIRES_S:
+    if not 1 <= expires <= MAX_EXPIRES_S:
         raise S3Error(code, f"X-Amz-Expires must be at least 1 and at most {MAX_EXPIRES_S} seconds (a week).")
     payload = head.headers.get("x-amz-content-sha256") or parameters.get("X-Amz-Content-Sha256") or UNSIGNED
     return Claim(
@@ -210,7 +211,7 @@ def _query_claim(head: RequestHead, parameters: dict[str, str]) -> Claim:
         _signature(parameters["X-Amz-Signature"], code),
         signed_at,
         payload,
-        int(text),
+        expires,
     )
 
 

@@ -33,6 +33,7 @@ from hexz.protocol.nydus.errors import (
 from hexz.protocol.nydus.machine import Event, State
 from hexz.servers.http.application import Application, Request
 from hexz.servers.spool import building
+from hexz.units import parse_number
 
 __all__ = ["ControlApplication", "DaemonFacts", "Machine", "NotAllowed"]
 
@@ -349,9 +350,10 @@ def _number(query: Query, key: str, default: int) -> int:
     text = query(key)
     if text is None:
         return default
-    if not (text.isascii() and text.isdigit() and len(text) <= 18):
+    number = parse_number(text, 18)
+    if number is None:
         raise ControlError(400, "QUERY_STRING", f'QueryString("{key} is not a number")')
-    return int(text)
+    return number
 
 
 def _seconds(query: Query, key: str) -> float:

@@ -23,7 +23,7 @@ from hexz.protocol.http.head import RequestHead
 from hexz.protocol.http.origin import authority_of, is_foreign_write, parse_ip
 from hexz.protocol.http.responses import Response, error_response
 from hexz.secrets import SHORTEST_SECRET, read_secret_lines
-from hexz.units import parse_size
+from hexz.units import parse_number, parse_size
 
 __all__ = [
     "AccessEntry",
@@ -105,9 +105,10 @@ def parse_rate_limit(text: str) -> RateLimit:
     """
     requests, comma, size = text.partition(",")
     try:
-        if not requests.isascii() or not requests.isdigit() or len(requests) > 9:
+        number = parse_number(requests, 9)
+        if number is None:
             raise UnitError
-        return RateLimit(int(requests), parse_size(size) if comma else 0)
+        return RateLimit(number, parse_size(size) if comma else 0)
     except UnitError:
         raise UsageError(f"--rate-limit '{text}': write REQUESTS or REQUESTS,BYTES a second, such as 100,50M") from None
 

@@ -15,6 +15,7 @@ from hexz.protocol.http.errors import RequestError
 from hexz.protocol.pages import MAX_ENTRIES, list_page
 from hexz.servers.http.objects import ARCHIVE_FOLDER, Archive
 from hexz.snapshot import Snapshot
+from hexz.units import parse_number
 
 __all__ = ["Listed", "list_folder", "list_snapshots", "number_of", "parse_limit"]
 
@@ -33,9 +34,10 @@ def number_of(query: Query, key: str, default: int) -> int:
     text = query.get(key, [""])[0]
     if not text:
         return default
-    if not (text.isascii() and text.isdigit() and len(text) <= 19):
+    number = parse_number(text, 19)
+    if number is None:
         raise RequestError(400, f"{key} is not a number")
-    return int(text)
+    return number
 
 
 def parse_limit(query: Query) -> int:
