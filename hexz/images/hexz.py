@@ -7,9 +7,9 @@ import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 
 from hexz.catalog import Lease
+from hexz.format.digest import NO_HASH
 from hexz.images.backend import Abilities, Backend, ImageExtent, Session
 from hexz.snapshot import PARENT, ZERO, Effort, Extent, Stream
-from hexz.snapshot.hashes import NO_HASH
 from hexz.snapshot.uncached import read_uncached
 
 __all__ = ["HexzBackend", "HexzSession", "OpenStream", "dirty_extents", "zero_extents"]

@@ -1,13 +1,15 @@
 """What cannot be known of an open snapshot, though nothing of it is wrong: whether its dictionary is still the one.
 
 A dictionary has no checksum in the file (format.md section 5).  Damage of it shows only where frames carry a checksum
-of what they decompress to, which those of the released writers do not, or where a seal covers the file.
+of what they decompress to, which those of the released writers do not, where a recorded hash of that is checked, or
+where a seal covers the file.
 """
 
 from __future__ import annotations
 
 from hexz.errors import HexzError
 from hexz.format.codec import MAX_FRAME_HEADER, frame_marks
+from hexz.format.digest import NO_HASH
 from hexz.format.errors import BlockDamage
 from hexz.format.header import Compression
 from hexz.snapshot.lineage import Lineage
@@ -42,21 +44,26 @@ def _unchecked_dictionary(lineage: Lineage) -> bool:
     if header.dictionary is None or header.compression is not Compression.ZSTD or lineage.file.storage.seal is not None:
         return False
     try:
-        frame = _first_frame(lineage)
+        frame = _first_unchecked_frame(lineage)
         marks = frame_marks(frame) if frame is not None else None
     except (HexzError, BlockDamage):
         return False  # whoever reads it will be told
     return marks is not None and marks.dictionary_id != 0 and not marks.has_checksum
 
 
-def _first_frame(lineage: Lineage) -> bytes | memoryview | None:
-    """The beginning, at least, of the first stored block as it was compressed.  Raises: HexzError, BlockDamage."""
+def _first_unchecked_frame(lineage: Lineage) -> bytes | memoryview | None:
+    """The beginning, at least, of the first stored block as it was compressed; None if a hash of it is checked.
+
+    Raises: HexzError, BlockDamage.
+    """
     file = lineage.file
     for pages in lineage.tables.values():
         for number in range(min(len(pages.records), MAX_PAGES_LOOKED_AT)):
             page = pages.read(number)
             for entry in range(page.count):
                 if page.stored[entry]:
+                    if file.checks_hashes and page.hash(entry) not in (b"", NO_HASH):
+                        return None
                     length = page.stored[entry]
                     if not file.encrypted:
                         length = min(length, MAX_FRAME_HEADER)

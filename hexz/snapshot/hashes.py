@@ -9,14 +9,13 @@ from collections.abc import Collection
 from typing import NamedTuple
 
 from hexz.errors import CorruptSnapshot, SnapshotTooLarge
+from hexz.format.digest import NO_HASH
 from hexz.format.index import MAX_PAGE_ENTRIES, Page
 from hexz.snapshot.pages import PageCache, PageTable
 from hexz.units import format_size
 
-__all__ = ["NO_HASH", "HashIndex", "FoundBlock"]
+__all__ = ["HashIndex", "FoundBlock"]
 
-NO_HASH = bytes(32)
-"""What is recorded for a block whose content was not hashed."""
 MAX_HASHED_PAGES = (1 << 32) // MAX_PAGE_ENTRIES
 """Pages of one file that can be searched by hash: a place in them fits 32 bits (4 billion blocks)."""
 

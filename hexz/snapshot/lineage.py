@@ -13,8 +13,9 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from hexz.cache import Once
 from hexz.errors import BlockError
+from hexz.format.digest import NO_HASH
 from hexz.format.index import Page
-from hexz.snapshot.hashes import NO_HASH, FoundBlock, HashIndex
+from hexz.snapshot.hashes import FoundBlock, HashIndex
 from hexz.snapshot.pages import PageCache, PageTable
 from hexz.snapshot.stored import StoredFile
 

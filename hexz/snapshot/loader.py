@@ -59,6 +59,7 @@ class BlockLoader:
     ) -> None:
         """`pages` are the stream's; `decoding` bounds what all threads decompress at once, in bytes."""
         self._file = file
+        self._checks_hashes = file.checks_hashes
         self._name = pages.name
         self._size = pages.size
         self._pages = pages
@@ -67,15 +68,15 @@ class BlockLoader:
         self._decoding = decoding
         self._slot_limit = min(SHARED_BLOCK, self._blocks.budget)
 
-    def key(self, page: LoadedPage, number: int) -> tuple[int, ...]:
+    def key(self, page: LoadedPage, number: int) -> tuple[int | bytes, ...]:
         """The block's key in the cache.
 
         Equal blocks share one stored copy, and so one place in the cache; the other
         fields keep contradicting entries for one copy apart.  Encrypted blocks differ
-        by their number.
+        by their number.  A block that was right by one recorded hash need not be so by another.
         """
         index = page.page
-        return (
+        key: tuple[int | bytes, ...] = (
             self._file.uid,
             index.stored_offset(number),
             index.stored[number],
@@ -83,6 +84,7 @@ class BlockLoader:
             index.crc[number],
             index.first_block + number if self._file.encrypted else 0,
         )
+        return (*key, index.hash(number)) if self._checks_hashes else key
 
     def load(self, page: LoadedPage, number: int) -> Block:
         """The block, decompressed here or by whoever is at it already.
@@ -155,11 +157,14 @@ class BlockLoader:
                 at = page.stored_offset(number) - base
                 raw = stored[at : at + page.stored[number]]
                 try:
-                    yield decode(raw, page.logical[number], page.crc[number], page.first_block + number)
+                    block = decode(raw, page.logical[number], page.crc[number], page.first_block + number)
+                    if self._checks_hashes:
+                        self._file.check_hash(block, page.hash(number))
                 except BlockDamage as damage:
                     raise BlockError(
                         self._file.path, self._name, page.block_start(number), base + at, str(damage)
                     ) from None
+                yield block
 
     def missing(self, offset: int, end: int) -> list[Run]:
         """The runs of stored blocks of a span that are not in the cache."""

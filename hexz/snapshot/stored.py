@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from hexz.errors import HexzError
 from hexz.format.codec import Codec, crc32
 from hexz.format.crypto import BlockCipher
+from hexz.format.digest import NO_HASH, find_hasher
 from hexz.format.errors import BlockDamage
 from hexz.format.header import Header
 from hexz.metrics.files import FileCounts
@@ -27,6 +28,7 @@ class StoredFile:
 
     `uid` is unique for the life of the process: keys of the block cache begin with it.
     `thin` says that some of its bytes may come from parents.  `mtime` is in seconds since 1970.
+    `checks_hashes` says that `check_hash` can tell.
     """
 
     def __init__(
@@ -51,6 +53,9 @@ class StoredFile:
         self.counts = FileCounts(self.uid, self.path, storage.reads, sizes, parents)
         self._codec = codec
         self._cipher = cipher
+        # Of an encrypted file the tags say more, and no hash is recorded.
+        self._hash = find_hasher() if cipher is None else None
+        self.checks_hashes = self._hash is not None
         self._closed = False
 
     def digest(self, what: str) -> str:
@@ -67,6 +72,14 @@ class StoredFile:
         if self._cipher is not None:
             stored = self._cipher.decrypt(stored, number)
         return self._codec.decode(stored, logical_length)
+
+    def check_hash(self, block: bytes, recorded: bytes) -> None:
+        """Compare a decoded block with the hash in its entry, which may have none.
+
+        Raises: BlockDamage.
+        """
+        if recorded and recorded != NO_HASH and self._hash is not None and self._hash(block) != recorded:
+            raise BlockDamage("BLAKE3 mismatch")
 
     def compressed(self, stored: bytes | memoryview, number: int) -> bytes | memoryview:
         """The stored bytes of block `number` of the file as they were before they were encrypted.

@@ -6,6 +6,7 @@ import json
 import time
 from typing import Any
 
+from hexz.format.digest import NO_HASH
 from hexz.printable import printable
 from hexz.sealed import NO_POLICY, SealPolicy
 from hexz.snapshot import Snapshot, new_context, open_snapshot
@@ -27,15 +28,16 @@ def info(
     with open_snapshot(path, new_context(SMALL_CACHE, password, parent_dirs, workers=0, seals=seals)) as snapshot:
         seal = snapshot.storage.seal
         root = seal.root if seal is not None else None
-        facts = {**snapshot.info(), "seal_root": root, "blocks": describe(snapshot)}
+        checked = snapshot.file.checks_hashes
+        facts = {**snapshot.info(), "seal_root": root, "hashes_checked": checked, "blocks": describe(snapshot)}
         return json.dumps(facts, indent=2) if as_json else _table(facts)
 
 
 def describe(snapshot: Snapshot) -> dict[str, dict[str, int]]:
-    """Blocks of each kind in each stream, and the bytes stored for them.  Reads the whole index."""
+    """Blocks of each kind in each stream, data with a recorded hash, and the bytes stored.  Reads the whole index."""
     counts: dict[str, dict[str, int]] = {}
     for name, stream in snapshot.streams.items():
-        kinds = {"data": 0, "zero": 0, "parent": 0, "stored_bytes": 0}
+        kinds = {"data": 0, "zero": 0, "parent": 0, "hashed": 0, "stored_bytes": 0}
         for page in stream.pages.each():
             listed = page.count - page.unlisted
             data = page.count - page.stored.count(0)
@@ -43,6 +45,9 @@ def describe(snapshot: Snapshot) -> dict[str, dict[str, int]]:
             kinds["data"] += data
             kinds["parent"] += parents
             kinds["zero"] += listed - data - parents
+            kinds["hashed"] += sum(
+                1 for stored, found in zip(page.stored, page.hashes()) if stored and found != NO_HASH
+            )
             kinds["stored_bytes"] += sum(page.stored)
         counts[name] = kinds
     return counts
@@ -61,6 +66,10 @@ def _table(facts: dict[str, Any]) -> str:
         rows.append(("marks", ", ".join(marks)))
     if facts["seal_root"]:
         rows.append(("sealed", f"{facts['sealed']}, root {facts['seal_root']}"))
+    hashed = sum(kinds["hashed"] for kinds in facts["blocks"].values())
+    if hashed:
+        checked = "checked when they are read" if facts["hashes_checked"] else "not checked here: pip install blake3"
+        rows.append(("hashes", f"BLAKE3 of {hashed} blocks, {checked}"))
     for name, stream in facts["streams"].items():
         kinds = facts["blocks"][name]
         kept = ", ".join(f"{kinds[kind]} {kind}" for kind in ("data", "zero", "parent") if kinds[kind])

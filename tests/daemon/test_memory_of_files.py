@@ -300,6 +300,7 @@ def hashed_parent(folder: Path, blocks: int) -> tuple[Path, list[bytes]]:
     return child.write(folder / "child.hxz"), hashes
 
 
+@pytest.mark.usefixtures("made_up_hashes")
 def test_blocks_are_found_by_their_hashes_in_8_bytes_each(tmp_path: Path) -> None:
     child, hashes = hashed_parent(tmp_path, 50_000)
     context = new_context(1 << 20)
@@ -317,6 +318,7 @@ def test_blocks_are_found_by_their_hashes_in_8_bytes_each(tmp_path: Path) -> Non
     assert context.pages.has_room(32 << 20)
 
 
+@pytest.mark.usefixtures("made_up_hashes")
 def test_more_hashes_than_there_is_room_for_are_an_error(tmp_path: Path) -> None:
     child, _ = hashed_parent(tmp_path, 5000)
     context = new_context(1 << 20)

@@ -104,6 +104,7 @@ def test_a_parent_entry_without_a_parent_is_an_error(tmp_path: Path, layout: str
     refused(craft, tmp_path)
 
 
+@pytest.mark.usefixtures("made_up_hashes")
 def test_content_that_no_parent_has_is_an_error(tmp_path: Path) -> None:
     base = Craft()
     base.data(b"p" * 100, b"1" * 32)

@@ -18,6 +18,8 @@ from hexz.snapshot.opening import MAX_CHAIN
 from tests.crafted import PAGE_ENTRIES, Craft
 from tests.peers import ROOT
 
+pytestmark = pytest.mark.usefixtures("made_up_hashes")
+
 
 def name(number: int) -> bytes:
     """The hash that block `number` is recorded with; any 32 bytes will do, since nobody computes it again."""

@@ -12,11 +12,14 @@ import random
 from pathlib import Path
 from typing import NamedTuple
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hexz.snapshot import new_context, open_snapshot
 from tests.crafted import Craft
+
+pytestmark = pytest.mark.usefixtures("made_up_hashes")
 
 NO_HASH = bytes(32)
 STREAMS = {"main": "disk", "aux": "memory"}
