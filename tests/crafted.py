@@ -188,12 +188,12 @@ def disk(snapshot: Snapshot) -> Stream:
 
 def refused(craft: Craft, folder: Path, words: str = "") -> None:
     """The file is refused when it is opened, or when any of it is read."""
-    began = time.monotonic()
+    began = time.process_time()
     with pytest.raises(HexzError, match=words or None):
         with opened(craft, folder) as snapshot:
             for stream in snapshot.streams.values():
                 stream.read(0, min(stream.size, 1 << 20))
-    assert time.monotonic() - began < 5
+    assert time.process_time() - began < 5
 
 
 def child_of(folder: Path, name: str, *parents: str, layout: str = "B52") -> Path:

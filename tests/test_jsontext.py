@@ -63,12 +63,12 @@ def test_any_two_characters_again_and_again_are_decided_at_once(first: str, seco
         "[" * 65 + (first + second) * 250_000,
         '[["' * 65 + (second + first) * 9999,
     ):
-        began = time.monotonic()
+        began = time.process_time()
         try:
             load_json(text)
         except JsonError:
             pass
-        assert time.monotonic() - began < 5
+        assert time.process_time() - began < 5
 
 
 def test_nothing_else_in_the_package_parses_json() -> None:

@@ -35,7 +35,7 @@ from tests.crafted import Craft
 
 PASSWORD = b"secret"
 LONGEST_S = 10
-"""More than reading any damaged file may take, on a busy machine."""
+"""More than reading any damaged file may take of the processors: a hundred times what it does."""
 EXTREMES = (0, 1, 2, 4095, 4096, 4097, 1 << 16, 1 << 31, (1 << 32) - 1, 1 << 32, 1 << 63, (1 << 64) - 1)
 
 FAMILIES = [
@@ -260,7 +260,7 @@ def test_damage_is_an_error_or_harmless(data: st.DataObject, tmp_path: Path) -> 
     hurt = data.draw(damaged(case.files[victim], case.name == "trained"), label="damage")
     for name, content in case.files.items():
         (tmp_path / name).write_bytes(hurt.data if name == victim else content)
-    began = time.monotonic()
+    began = time.process_time()
     with little_memory():
         context = new_context(1 << 20, PASSWORD)
         try:
@@ -270,7 +270,7 @@ def test_damage_is_an_error_or_harmless(data: st.DataObject, tmp_path: Path) -> 
             assert "\n" not in str(error)
         finally:
             context.workers.stop()
-    assert time.monotonic() - began < LONGEST_S
+    assert time.process_time() - began < LONGEST_S
 
 
 def test_every_cut_of_a_small_file(tmp_path: Path) -> None:

@@ -49,10 +49,10 @@ def test_a_family_that_doubles_in_every_generation(tmp_path: Path) -> None:
     path = child_of(tmp_path, "0.hxz")
     for number in range(1, 40):
         path = child_of(tmp_path, f"{number}.hxz", *[f"{number - 1}.hxz"] * 2)
-    began = time.monotonic()
+    began = time.process_time()
     with little_memory(), open_snapshot(str(path), small()) as snapshot:
         assert b"".join(disk(snapshot).read(0, 100)) == b"p" * 100
-    assert time.monotonic() - began < 5
+    assert time.process_time() - began < 5
 
 
 def test_a_family_that_is_too_large(tmp_path: Path) -> None:
@@ -130,10 +130,10 @@ def test_key_rounds_that_would_take_hours(tmp_path: Path) -> None:
         craft.data(b"x" * 100)
         craft.page()
         craft.encryption = b"s" * 16, iterations
-        began = time.monotonic()
+        began = time.process_time()
         with pytest.raises(CorruptSnapshot, match="rounds"), opened(craft, tmp_path, new_context(password=b"secret")):
             pass
-        assert time.monotonic() - began < 5
+        assert time.process_time() - began < 5
 
 
 def test_a_family_has_one_budget_of_key_rounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
