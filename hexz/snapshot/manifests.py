@@ -12,7 +12,7 @@ from hexz.format.header import Section
 from hexz.format.metadata import MAX_FILES, MAX_METADATA, ArchivedFile, Listing, parse_listing
 from hexz.storage import Storage
 
-__all__ = ["Facts", "Manifest", "Manifests", "read_metadata"]
+__all__ = ["ListingFacts", "Manifest", "Manifests", "read_metadata"]
 
 log = logging.getLogger("hexz.snapshot")
 
@@ -22,7 +22,7 @@ MAX_KEPT = MAX_FILES
 """Files in all lists that are kept; beyond it the list read longest ago goes, and is read again when it is wanted."""
 
 
-class Facts(NamedTuple):
+class ListingFacts(NamedTuple):
     """What is kept of a listing for as long as the snapshot is open: how many files it has, None without a list."""
 
     files: int | None
@@ -67,9 +67,9 @@ class Manifest:
         self._place = place
         self._sizes = sizes
         self._manifests = manifests
-        self._facts: Once[Facts] = Once()
+        self._facts: Once[ListingFacts] = Once()
 
-    def facts(self) -> Facts:
+    def facts(self) -> ListingFacts:
         """What does not need the list itself."""
         return self._facts.get(self._find_facts)
 
@@ -90,12 +90,12 @@ class Manifest:
         except SnapshotTooLarge:
             return False
 
-    def _find_facts(self) -> Facts:
+    def _find_facts(self) -> ListingFacts:
         listing = self._read()
         for oddity in listing.oddities:
             log.info("%s: %s", self._storage.name, oddity)
         count = None if listing.files is None else len(listing.files)
-        return Facts(count, listing.oddities, listing.blocks_end)
+        return ListingFacts(count, listing.oddities, listing.blocks_end)
 
     def _read(self) -> Listing:
         length = 0 if self._place is None else self._place.length

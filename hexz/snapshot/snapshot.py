@@ -12,7 +12,7 @@ from hexz.format.index import MasterIndex
 from hexz.format.metadata import ArchivedFile
 from hexz.snapshot.context import OpenContext
 from hexz.snapshot.lineage import Lineage
-from hexz.snapshot.manifests import Facts, Manifest, read_metadata
+from hexz.snapshot.manifests import ListingFacts, Manifest, read_metadata
 from hexz.snapshot.pages import PageTable
 from hexz.snapshot.stored import StoredFile
 from hexz.snapshot.stream import Stream
@@ -152,11 +152,11 @@ class Snapshot:
         """
         return read_metadata(self.storage, self.header.metadata)
 
-    def _facts(self) -> Facts:
+    def _facts(self) -> ListingFacts:
         try:
             return self._manifest.facts()
         except SnapshotTooLarge as error:
-            return Facts(None, [error.reason], None)
+            return ListingFacts(None, [error.reason], None)
 
     def read_file(self, offset: int, length: int) -> bytes | memoryview:
         """The bytes of the ``.hxz`` file itself; the caller bounds `length`.
@@ -177,7 +177,7 @@ class Snapshot:
         except StorageError as error:  # first, since it may be the one that finds the file changed
             if not self.storage.changed:
                 raise
-            listed = Facts(None, [error.reason], None)
+            listed = ListingFacts(None, [error.reason], None)
         return {
             "path": self.path,
             "file_size": self.file_size,
