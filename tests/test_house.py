@@ -208,3 +208,19 @@ def test_every_kind_of_trouble_is_in_a_module_of_errors() -> None:
     elsewhere = {(module, name) for module, name in elsewhere if module.rpartition(".")[2] != "errors"}
     assert {(module, name) for module, name in elsewhere if name not in ERRORS_ELSEWHERE} == set()
     assert {name for _, name in elsewhere} >= ERRORS_ELSEWHERE, "no exception is needed any more"
+
+
+WAITS = re.compile(
+    r"\.acquire\(\)|\.wait\(\)|\.join\(\)|(tasks|queue|idle|ends)\.get\(\)"
+    r"|poll\((None|.* else None\))|settimeout\(None\)|\.poll\(\)$|\.select\(\)"
+)
+"""Calls that may wait for ever."""
+
+
+def test_what_waits_has_a_bound_or_says_why_it_needs_none() -> None:
+    for _, path, _ in modules():
+        lines = path.read_text().splitlines()
+        for number, line in enumerate(lines):
+            if WAITS.search(line) and "select.poll()" not in line and ".process.poll()" not in line:
+                said = "\n".join(lines[max(number - 1, 0) : number + 1]).lower()
+                assert "no time-out" in said, f"{path}:{number + 1}: {line.strip()}"

@@ -53,7 +53,7 @@ class Loading:
     def __init__(self, key: Hashable) -> None:
         self.key = key
         self.gate = threading.Lock()
-        self.gate.acquire()
+        self.gate.acquire()  # no time-out: it is new
         self.block: Block | None = None
         self.error: BaseException | None = None
 
@@ -153,7 +153,7 @@ class BlockCache:
         # While the block is being made elsewhere, do some of the work that is queued: it is likely needed next.
         while not loading.gate.acquire(blocking=False):
             if not self._help():
-                loading.gate.acquire()
+                loading.gate.acquire()  # no time-out: `settle` releases it, whatever happens to who makes it
                 break
         loading.gate.release()
         if loading.error is not None:

@@ -26,12 +26,12 @@ class ByteBudget:
         with self._lock:
             if self._waiting or not self._fits(size):
                 gate = threading.Lock()
-                gate.acquire()
+                gate.acquire()  # no time-out: it is new
                 self._waiting.append((size, gate))
             else:
                 self._used += size
         if gate is not None:
-            gate.acquire()
+            gate.acquire()  # no time-out: released by those before it, whose work reads files and nothing slower
         try:
             yield
         finally:

@@ -9,6 +9,8 @@ from typing import Generic, TypeVar
 __all__ = ["Once"]
 
 Made = TypeVar("Made")
+LOOK_S = 1.0
+"""How often who waits looks whether the value is still being made."""
 
 
 class Once(Generic[Made]):
@@ -33,7 +35,7 @@ class Once(Generic[Made]):
                 if waited_for is None:
                     mine = self._making = threading.Event()
                     break
-            waited_for.wait()
+            waited_for.wait(LOOK_S)
         try:
             value = make()
             with self._lock:

@@ -69,11 +69,11 @@ class Workers:
         for _ in threads:
             self._tasks.put(None)
         for thread in threads:
-            thread.join()
+            thread.join()  # no time-out: each ends with its last task, and those never wait
 
     def _run(self) -> None:
         while True:
-            task = self._tasks.get()
+            task = self._tasks.get()  # no time-out: there may be none for days; `stop` ends it
             if task is None:
                 return
             with contextlib.suppress(MemoryError):  # a favour for which there is none is not done

@@ -75,7 +75,7 @@ class LimitedHandler(logging.StreamHandler):  # type: ignore[type-arg]  # no gen
     def say_left_out(self, at_once: bool = False) -> None:
         """Say what was left out of the periods that are over, or of all."""
         now = time.monotonic()
-        self.acquire()
+        self.acquire()  # no time-out: held while a line is written
         try:
             for key, kind in list(self._kinds.items()):
                 if at_once or now - kind.began >= PERIOD_S:

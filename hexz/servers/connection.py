@@ -145,6 +145,7 @@ class Connection:
         if self.listener.summons is not None and not self.draining:
             poll.register(self.listener.summons, select.POLLIN)
         self.idle_since = time.monotonic()
+        # No time-out where the caller wants none: hanging up and the summons end it too.
         ready = bool(poll.poll(None if seconds is None else max(seconds, 0) * 1000))
         self.idle_since = None
         return ready

@@ -69,7 +69,7 @@ class Spares:
                 while not self._waiting:
                     if self._over:
                         return
-                    self._changed.wait()
+                    self._changed.wait()  # no time-out: nobody may come for days; `stop` ends it
                 connection = self._waiting.pop()
                 self._served.append(connection)
             try:

@@ -221,7 +221,7 @@ class _Packer:
                             batch.cancel()
 
     def _encode(self, image: DiskImage, offset: int, length: int, base: Stream | None) -> list[_Block]:
-        idle = self._idle.get()
+        idle = self._idle.get()  # no time-out: there is one for each thread
         try:
             encoder, data = idle
             view = memoryview(data)[:length]

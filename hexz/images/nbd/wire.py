@@ -144,7 +144,7 @@ def _connect(address: NbdAddress) -> socket.socket:
         except BaseException:
             sock.close()
             raise
-    # The kernel's timeouts, since Python's cost a poll for each call.
+    # No time-out of Python's, but the kernel's, since Python's cost a poll for each call.
     sock.settimeout(None)
     for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
         sock.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", int(LOOK_S), int(LOOK_S % 1 * 1e6)))

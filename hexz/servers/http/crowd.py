@@ -77,7 +77,7 @@ class Member:
         self.ended = False
         self.seen = time.monotonic()
         self.gate = threading.Lock()
-        self.gate.acquire()
+        self.gate.acquire()  # no time-out: it is new
 
     def serve(self) -> bool:
         """Answer the request that has come; False when the member has to go home."""
@@ -153,7 +153,7 @@ class Crowd:
         except (OSError, RuntimeError) as error:  # out of descriptors, of what the kernel watches, or of threads
             log.debug("a connection keeps its own thread: %s", error)
             return
-        member.gate.acquire()
+        member.gate.acquire()  # no time-out: the crowd sends home who is idle or summoned
 
     def _begin(self, summons: Summons | None) -> select.epoll:
         """What the crowd's thread waits with, and that thread.  Raises: OSError, RuntimeError."""

@@ -126,6 +126,7 @@ class NbdHandler(socketserver.BaseRequestHandler):
                         connection.sock = site.tls.wrap(connection.sock)
                         handshake.secured()
                     elif step.next is Next.TRANSMIT:
+                        # No time-out: a client may be silent for days; the end of the daemon hangs up.
                         connection.sock.settimeout(None)
                         return handshake
         except (TimeoutError, socket.timeout):

@@ -135,6 +135,7 @@ class ColdReads:
         if sock is not None:
             poll.register(sock, select.POLLIN)
         self._asleep = True
+        # No time-out: the pool rings for each read that it has taken, also one that failed.
         ready = dict(poll.poll(0 if helped or self.finished else None))
         self._asleep = False
         if self._wake.fileno() in ready:
@@ -233,7 +234,7 @@ class MissPool:
         while True:
             with self._turn:
                 while not self._ring:
-                    self._turn.wait()
+                    self._turn.wait()  # no time-out: there may be nothing to do for days
                 reads = self._ring.popleft()
                 read = reads.tasks.popleft()
                 if reads.tasks:
