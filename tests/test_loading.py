@@ -13,6 +13,7 @@ from hexz.snapshot import Stream, new_context, open_snapshot
 from hexz.snapshot.stored import StoredFile
 from tests.crafted import Craft
 
+pytestmark = pytest.mark.usefixtures("made_up_hashes")
 SIZE = 64 * 512
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import glob
 import json
 import os
@@ -54,9 +55,14 @@ def interpreters() -> list[str]:
 def with_packages(python: str) -> str:
     """An interpreter of that version which has what the daemon needs."""
     home = ROOT / ".cache" / "interpreters" / Path(python).parts[-3].replace("/", "_")
-    if not (home / "bin" / "python").exists():
-        run(python, "-m", "venv", home, timeout=120)
-        run(home / "bin" / "python", "-m", "pip", "install", "-q", "lz4", "zstandard", timeout=300)
+    home.parent.mkdir(parents=True, exist_ok=True)
+    ready = home / "ready"
+    with home.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # tests that run beside this one need it too
+        if not ready.exists():
+            run(python, "-m", "venv", "--clear", home, timeout=120)
+            run(home / "bin" / "python", "-m", "pip", "install", "-q", "lz4", "zstandard", timeout=300)
+            ready.touch()
     return str(home / "bin" / "python")
 
 
