@@ -152,19 +152,20 @@ class BlockLoader:
         length = page.stored_offset(last) + page.stored[last] - base
         with self._decoding.taken(2 * length + sum(map(page.logical.__getitem__, numbers))):
             stored = memoryview(self._file.storage.view(base, length))
-            decode = self._file.decode
+            decode, checked, hashed = self._file.decode, self._file.checked, self._checks_hashes
             for number in numbers:
                 at = page.stored_offset(number) - base
                 raw = stored[at : at + page.stored[number]]
                 try:
-                    block = decode(raw, page.logical[number], page.crc[number], page.first_block + number)
-                    if self._checks_hashes:
-                        self._file.check_hash(block, page.hash(number))
+                    # No name for the block: the next one would be decoded while that still holds it.
+                    yield checked(
+                        decode(raw, page.logical[number], page.crc[number], page.first_block + number),
+                        page.hash(number) if hashed else b"",
+                    )
                 except BlockDamage as damage:
                     raise BlockError(
                         self._file.path, self._name, page.block_start(number), base + at, str(damage)
                     ) from None
-                yield block
 
     def missing(self, offset: int, end: int) -> list[Run]:
         """The runs of stored blocks of a span that are not in the cache."""

@@ -28,7 +28,7 @@ class StoredFile:
 
     `uid` is unique for the life of the process: keys of the block cache begin with it.
     `thin` says that some of its bytes may come from parents.  `mtime` is in seconds since 1970.
-    `checks_hashes` says that `check_hash` can tell.
+    `checks_hashes` says that `checked` can tell.
     """
 
     def __init__(
@@ -73,13 +73,14 @@ class StoredFile:
             stored = self._cipher.decrypt(stored, number)
         return self._codec.decode(stored, logical_length)
 
-    def check_hash(self, block: bytes, recorded: bytes) -> None:
-        """Compare a decoded block with the hash in its entry, which may have none.
+    def checked(self, block: bytes, recorded: bytes) -> bytes:
+        """The same decoded block, compared with the hash in its entry, which may have none.
 
         Raises: BlockDamage.
         """
         if recorded and recorded != NO_HASH and self._hash is not None and self._hash(block) != recorded:
             raise BlockDamage("BLAKE3 mismatch")
+        return block
 
     def compressed(self, stored: bytes | memoryview, number: int) -> bytes | memoryview:
         """The stored bytes of block `number` of the file as they were before they were encrypted.
