@@ -205,7 +205,7 @@ class Listener(socketserver.ThreadingMixIn, socketserver.TCPServer):
             super().process_request(request, client_address)  # type: ignore[arg-type]
         except (RuntimeError, MemoryError):  # the system is out of threads
             fresh = request.adopted is None
-            if fresh and self.spares is not None and self._serve_as_spare(request):
+            if fresh and self._serve_as_spare(request):
                 return
             if fresh and not self.draining:
                 with self._lock:
