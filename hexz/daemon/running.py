@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import signal
@@ -147,10 +146,12 @@ class Running:
         if self._reload and (self._reloading is None or not self._reloading.is_alive()):
             # Opening files can take long, or hang; the accept loop must not.
             reloading = threading.Thread(target=self._reload_all, name="reload", daemon=True)
-            with contextlib.suppress(RuntimeError):  # the system is out of threads: the next round tries again
+            self._reload = False  # first: one more SIGHUP may come before `start` returns, and asks for one more round
+            try:
                 reloading.start()
-                self._reload = False
                 self._reloading = reloading
+            except RuntimeError:  # the system is out of threads: the next round tries again
+                self._reload = True
         if self._summarise:
             self._summarise = False
             for line in self.status():

@@ -8,7 +8,6 @@ import json
 import os
 import socket
 import threading
-import time
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -72,14 +71,6 @@ def mount(path: Path, mountpoint: str, source: Path, method: str = "POST", **mor
     """Mount as nydusctl does, which sends the configuration as text."""
     body = {"source": str(source), "fs_type": "rafs", "config": "", **more}
     return ask(path, method, f"/api/v1/mount?mountpoint={quote(mountpoint, safe='')}", body)
-
-
-def wait_for(what: object, limit: float = WAIT_S) -> None:
-    """Until `what()` is true."""
-    deadline = time.monotonic() + limit
-    while not what():  # type: ignore[operator]
-        assert time.monotonic() < deadline, "it did not come to pass"
-        time.sleep(0.01)
 
 
 class Controlled(Server):

@@ -7,7 +7,9 @@ import os
 import random
 import signal
 import threading
+import time
 import weakref
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,9 +21,10 @@ from hexz.daemon.systemd import Notifier
 from hexz.errors import NoSuchSnapshot
 from hexz.servers.accept_loop import AcceptLoop
 from hexz.snapshot import Opener, Snapshot, new_context
-from tests.control.clients import wait_for
+from tests.waiting import until
 
 HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+PATIENCE_S = 20.0
 
 
 def opens(path: Path) -> int:
@@ -141,8 +144,17 @@ def test_a_name_that_goes_by_itself_stops_neither_a_reload_nor_the_end(images: l
     assert len(catalog) == 0
 
 
+@pytest.fixture
+def signals_as_they_were() -> Iterator[None]:
+    """What the daemon does with signals is taken back."""
+    before = {number: signal.getsignal(number) for number in HANDLED}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 def test_a_reload_without_threads_to_spare_comes_later(
-    images: list[tuple[Path, bytes]], monkeypatch: pytest.MonkeyPatch
+    images: list[tuple[Path, bytes]], monkeypatch: pytest.MonkeyPatch, signals_as_they_were: None
 ) -> None:
     catalog = Catalog(new_context(4 << 20))
     front = AcceptLoop()
@@ -158,15 +170,42 @@ def test_a_reload_without_threads_to_spare_comes_later(
 
     monkeypatch.setattr(threading.Thread, "start", start_later)
     running.on_reload("the end", front.stop)
-    before = {number: signal.getsignal(number) for number in HANDLED}
-    try:
-        running.trap_signals()
-        signal.raise_signal(signal.SIGHUP)
-        running.run(drain_timeout=30)
-        wait_for(lambda: catalog.names() == ["a"])
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    running.trap_signals()
+    signal.raise_signal(signal.SIGHUP)
+    running.run(drain_timeout=30)
+    until(lambda: catalog.names() == ["a"])
     assert len(refused) == 3
+    front.close()
+    catalog.close()
+
+
+def test_a_reload_that_is_asked_for_while_another_begins_is_done_as_well(
+    monkeypatch: pytest.MonkeyPatch, signals_as_they_were: None
+) -> None:
+    catalog = Catalog(new_context(4 << 20))
+    front = AcceptLoop()
+    running = Running(front, catalog, Notifier(), list)
+    start, reloads = threading.Thread.start, []
+
+    def start_and_ask_again(thread: threading.Thread) -> None:
+        start(thread)
+        if thread.name == "reload" and len(reloads) < 2:
+            thread.join()
+            signal.raise_signal(signal.SIGHUP)
+
+    def reload() -> None:
+        reloads.append(time.monotonic())
+        if len(reloads) == 2:
+            front.stop()
+
+    monkeypatch.setattr(threading.Thread, "start", start_and_ask_again)
+    running.on_reload("this list", reload)
+    running.trap_signals()
+    signal.raise_signal(signal.SIGHUP)
+    patience = threading.Timer(PATIENCE_S, front.stop)
+    patience.start()
+    running.run(drain_timeout=30)
+    patience.cancel()
+    assert len(reloads) == 2
     front.close()
     catalog.close()

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.control.clients import Answer, Controlled, done, mount, wait_for
+from tests.control.clients import Answer, Controlled, done, mount
 from tests.peers import need, need_libnbd, run
+from tests.waiting import until
 
 HOLD = """
 import nbd, sys
@@ -158,7 +159,7 @@ def test_mounts_are_kept_to_the_roots_and_survive_a_reload(
             assert answer.status == 500 and "--control-root" in answer.message
         done(mount(daemon.control, "/in", allowed / "in.hxz"))
         daemon.process.send_signal(signal.SIGHUP)
-        wait_for(lambda: "reloaded: 2 snapshots" in daemon.stderr())
+        until(lambda: "reloaded: 2 snapshots" in daemon.stderr())
         assert get(f"{daemon.http}/snapshots/in/disk") == images[0][1]
 
 
@@ -239,7 +240,7 @@ def test_300_mounts_and_umounts_under_load_leave_nothing_behind(
             reader.join()
     assert not wrong
     assert reads[0] > 10
-    wait_for(lambda: figures() <= before)
+    until(lambda: figures() <= before)
     assert resident_kib(daemon) < resident + (64 << 10)
     assert set(daemon.ask("GET", "/api/v1/daemon").json["backend_collection"]) == {"/snap"}
 
@@ -263,11 +264,11 @@ def test_a_file_that_hangs_holds_up_nobody_but_its_own_mount(
     fuse = subprocess.Popen([need("nbdfuse", "libnbd-bin"), "-r", stuck, "--command", *served])
     answers: list[Answer] = []
     try:
-        wait_for(lambda: stuck.stat().st_size == images[0][0].stat().st_size and pid_file.exists())
+        until(lambda: stuck.stat().st_size == images[0][0].stat().st_size and pid_file.exists())
         os.kill(int(pid_file.read_text()), signal.SIGSTOP)
         hanging = threading.Thread(target=lambda: answers.append(mount(daemon.control, "/stuck", stuck)))
         hanging.start()
-        wait_for(lambda: opens_any(daemon, stuck))
+        until(lambda: opens_any(daemon, stuck))
         second = mount(daemon.control, "/stuck", images[1][0])
         assert second.status == 500 and "already exists" in second.message
         for _ in range(50):
@@ -302,7 +303,7 @@ def test_a_failed_change_says_its_cause_first_and_in_the_log_too(
         answer = mount(daemon.control, "/x", source)
         assert (answer.status, answer.json["code"]) == (500, code)
         assert answer.message == f"{source}: {cause} (Mount(MountFilesystem))"
-        wait_for(
+        until(
             lambda cause=cause, source=source: (
                 f"POST /api/v1/mount?mountpoint=%2Fx: 500: {source}: {cause}" in daemon.stderr()
             )
@@ -312,7 +313,7 @@ def test_a_failed_change_says_its_cause_first_and_in_the_log_too(
     again = mount(daemon.control, "/x", other)
     assert again.message == 'Mount(MountFilesystem(Other("object or filesystem already exists")))'
     # A line is written when its request has ended; that of the next request may come before it.
-    wait_for(lambda: len(logged(daemon)) == 4)
+    until(lambda: len(logged(daemon)) == 4)
     assert sorted(" WARNING " in line for line in logged(daemon)) == [False, True, True, True]
     assert [" INFO " in line for line in logged(daemon) if line.endswith(": 204")] == [True]
 

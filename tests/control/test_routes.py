@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from hexz.assembly.listeners import CONTROL_PLACES
-from tests.control.clients import WAIT_S, Controlled, UnixConnection, ask, done, mount, wait_for
+from tests.control.clients import WAIT_S, Controlled, UnixConnection, ask, done, mount
 from tests.peers import ROOT, need, run
+from tests.waiting import until
 
 MOUNT = {"source": "/x", "config": ""}
 BAD_REQUESTS = [
@@ -214,7 +215,7 @@ def test_figures_after_known_traffic(daemon: Controlled, disk_image: Path) -> No
         need("curl", "curl"), "-sf", "-o", "/dev/null", "-w", "%{size_download}", f"{daemon.http}/disk"
     ).stdout
     assert int(fetched) == len(data)
-    wait_for(lambda: daemon.ask("GET", "/api/v1/metrics?id=/snap").json["data_read"] >= len(data))
+    until(lambda: daemon.ask("GET", "/api/v1/metrics?id=/snap").json["data_read"] >= len(data))
     for wanted in ("/snap", "snap", "/"):  # the id comes back as it was given
         assert daemon.ask("GET", f"/api/v1/metrics?id={wanted}").json["id"] == wanted
     fs = daemon.ask("GET", "/api/v1/metrics").json
@@ -367,7 +368,7 @@ def test_only_trusted_users_change_things(tmp_path: Path, snapshot_file: Path) -
         refused = run(*as_nobody, *curl, *change).stdout
         assert refused.endswith("403") and '"message"' in refused
         done(daemon.ask("PUT", "/api/v1/daemon", {"log_level": "info"}))
-        wait_for(lambda: "uid 0: PUT /api/v1/daemon: 204" in daemon.stderr())
+        until(lambda: "uid 0: PUT /api/v1/daemon: 204" in daemon.stderr())
     with Controlled(control, "--control-uid", nobody, *arguments):
         assert run(*as_nobody, *curl, *change).stdout == "204"
 

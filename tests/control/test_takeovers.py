@@ -20,10 +20,11 @@ import pytest
 
 from hexz.errors import SystemFailure
 from hexz.servers import handover
-from tests.control.clients import WAIT_S, Controlled, Supervisor, ask, done, wait_for
+from tests.control.clients import WAIT_S, Controlled, Supervisor, ask, done
 from tests.control.test_upgrade import Chain
 from tests.http.test_access import certificate
 from tests.peers import need, run, write_secret
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -79,7 +80,7 @@ def test_states_that_make_no_sense_change_nothing(
     assert refused.status == 500 and "(Upgrade(DaemonAbnormal))" in refused.message
     os.close(supervisor.fd)
     supervisor.fd = kept
-    wait_for(lambda: descriptors(new) <= before + 1)  # one is the connection that asks
+    until(lambda: descriptors(new) <= before + 1)  # one is the connection that asks
     done(supervisor.send(new.control))
     new.stop()
     chain.now.stop()
@@ -207,7 +208,7 @@ def test_signals_end_the_patience_of_a_replacement_too(
             chain.now.process.send_signal(signal.SIGTERM)  # two that come at once are one
             return chain.now.process.poll() is not None
 
-        wait_for(ended)
+        until(ended)
     chain.now.stop()
     new.stop()
 
@@ -356,7 +357,7 @@ def test_who_has_only_just_come_by_tls_gets_an_answer(
     context.maximum_version = ssl.TLSVersion.TLSv1_2  # later ones send something after the handshake
     done(supervisor.receive(chain.now.control))
     with socket.create_connection(address, WAIT_S) as plain:
-        wait_for(lambda: chain.now.ask("GET", "/api/v1/daemon").json["hexz"]["connections"] == 1)
+        until(lambda: chain.now.ask("GET", "/api/v1/daemon").json["hexz"]["connections"] == 1)
         done(ask(chain.now.control, "PUT", "/api/v1/daemon/exit"))
         with context.wrap_socket(plain, server_hostname="127.0.0.1") as late:
             late.sendall(b"GET /info HTTP/1.1\r\n")

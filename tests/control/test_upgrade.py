@@ -15,8 +15,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.control.clients import WAIT_S, Controlled, Supervisor, UnixConnection, ask, done, mount, wait_for
+from tests.control.clients import WAIT_S, Controlled, Supervisor, UnixConnection, ask, done, mount
 from tests.peers import need, need_libnbd, run
+from tests.waiting import until
 
 REPLACEMENTS = 10
 SPAN = 65536
@@ -142,9 +143,7 @@ def test_ten_replacements_under_load(
             before = dict(rounds)
             chain.replace()
             # The successor really serves before it is followed in turn.
-            wait_for(
-                lambda seen=before: wrong or all(rounds.get(key, 0) > seen.get(key, 0) for key in ("fresh", "kept"))
-            )
+            until(lambda seen=before: wrong or all(rounds.get(key, 0) > seen.get(key, 0) for key in ("fresh", "kept")))
             assert read(idle, 8192 * number) == data[8192 * number : 8192 * number + 4096]
     finally:
         over.set()
@@ -183,7 +182,7 @@ def test_mounts_and_unix_sockets_go_along(
         assert (tmp_path / "got").read_bytes() == content
     # What came with the arguments of the first process is read again by the last, and what was mounted stays.
     chain.now.process.send_signal(signal.SIGHUP)
-    wait_for(lambda: "reloaded: 2 snapshots" in chain.now.stderr())
+    until(lambda: "reloaded: 2 snapshots" in chain.now.stderr())
     assert http_socket.exists()
     chain.now.stop()
     assert not http_socket.exists()

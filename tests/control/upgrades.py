@@ -23,8 +23,9 @@ from urllib.parse import urlsplit
 
 from hexz.tools.pack import pack
 from tests import samples
-from tests.control.clients import WAIT_S, Supervisor, wait_for
+from tests.control.clients import WAIT_S, Supervisor
 from tests.control.test_upgrade import Chain
+from tests.waiting import until
 
 SIZE = 12 << 20
 WRITTEN = 4 << 20
@@ -172,14 +173,14 @@ def replace_under_load(folder: Path, replacements: int, readers: int, stalled: b
             for number in range(readers):
                 load.start(f"{path} {number}", load.reader(path, kept=bool(number % 2)))
         load.start("writer", load.writer())
-        wait_for(lambda: load.written > 1)
+        until(lambda: load.written > 1)
         for _ in range(replacements):
             before = load.written
             if stalled:
                 sleeping.append(load.stalled())
             chain.replace(wait=not stalled)
             # The successor really serves before it is followed in turn.
-            wait_for(lambda seen=before: load.written > seen + 2)
+            until(lambda seen=before: load.written > seen + 2)
     finally:
         load.stop()
         for sock in sleeping:

@@ -14,8 +14,8 @@ import pytest
 import requests
 
 from tests import vectors
-from tests.daemon.test_faults import wait_until
 from tests.peers import ROOT, Server, run
+from tests.waiting import until
 
 
 def vector(**wanted: bool) -> bytes:
@@ -106,7 +106,7 @@ def test_a_bad_file_in_a_directory_keeps_nothing_else_away(folder: Path, snapsho
         assert len(lines) == 1 and says in lines[0] and "warning" in lines[0].lower()
         shutil.copy(snapshot_file, folder / "new.hxz")
         os.kill(server.process.pid, signal.SIGHUP)
-        wait_until(lambda: "reloaded: 2 snapshots (1 new" in server.stderr())
+        until(lambda: "reloaded: 2 snapshots (1 new" in server.stderr())
         for name in ("good", "new"):
             assert requests.get(f"{server.http}/snapshots/{name}/disk", timeout=30).status_code == 200
         assert ready(server)["skipped"] == 1
@@ -115,7 +115,7 @@ def test_a_bad_file_in_a_directory_keeps_nothing_else_away(folder: Path, snapsho
         else:
             bad.unlink()
         os.kill(server.process.pid, signal.SIGHUP)
-        wait_until(lambda: ready(server) == {"status": "ready", "snapshots": 2})
+        until(lambda: ready(server) == {"status": "ready", "snapshots": 2})
         assert skipped_by_metrics(server) == 0
 
 
@@ -128,7 +128,7 @@ def test_a_bad_file_that_comes_later_keeps_no_reload_from_the_others(
         make(folder)
         shutil.copy(snapshot_file, folder / "new.hxz")
         os.kill(server.process.pid, signal.SIGHUP)
-        wait_until(lambda: "reloaded: 2 snapshots (1 new" in server.stderr())
+        until(lambda: "reloaded: 2 snapshots (1 new" in server.stderr())
         assert requests.get(f"{server.http}/snapshots/new/disk", timeout=30).status_code == 200
         assert ready(server)["skipped"] == skipped_by_metrics(server) == 1
         assert [says in line for line in server.stderr().splitlines() if "not reloaded: " in line] == [True]

@@ -14,7 +14,6 @@ import stat
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +21,7 @@ import pytest
 import requests
 
 from tests.peers import ROOT, write_secret
+from tests.waiting import until
 
 DEADLINE_S = 60.0
 
@@ -82,13 +82,6 @@ def host(tmp_path: Path) -> Iterator[Host]:
     host = Host(tmp_path)
     yield host
     host.stop_all()
-
-
-def wait_until(condition: object) -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def gone(pid: int) -> bool:
@@ -172,7 +165,7 @@ def test_the_same_pid_file_twice_is_refused(host: Host, snapshot_file: Path, tmp
 def test_killed_and_started_again(host: Host, snapshot_file: Path) -> None:
     pid, _ = host.start(snapshot_file)
     os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: gone(pid))
+    until(lambda: gone(pid))
     assert (host.runtime / "hexz-serve.pid").exists()  # stale, but nobody holds it
     assert host.command("--status").returncode == 3
     again, url = host.start(snapshot_file)
@@ -206,7 +199,7 @@ def test_closed_standard_descriptors_become_nobody_elses(host: Host, snapshot_fi
     for detached in ("--daemon", ""):
         shell = f"{start} {detached} {snapshot_file} <&- >&- 2>&-"
         with subprocess.Popen(["sh", "-c", shell], env=host.environment) as started:
-            wait_until(lambda: path.is_socket() and own.exists() and own.read_text().strip())
+            until(lambda: path.is_socket() and own.exists() and own.read_text().strip())
             pid = int(own.read_text())
             opened = [os.readlink(f"/proc/{pid}/fd/{number}") for number in range(3)]
             assert not [name for name in opened if name.startswith("socket:")], opened
@@ -320,16 +313,16 @@ def test_hang_up_opens_the_logs_again_and_rereads_everything(host: Host, snapsho
     write_secret(tokens, "second 3210fedcba9876543210\n")
     shutil.copy(snapshot_file, served / "two.hxz")
     os.kill(pid, signal.SIGHUP)
-    wait_until(lambda: log.exists() and "reloaded: 2 snapshots" in log.read_text())
+    until(lambda: log.exists() and "reloaded: 2 snapshots" in log.read_text())
     assert requests.get(f"{url}/disk", headers=old, timeout=DEADLINE_S).status_code == 401
     assert requests.get(f"{url}/snapshots/two/disk", headers=new, timeout=DEADLINE_S).status_code == 200
-    wait_until(lambda: access.exists() and len(access.read_text().splitlines()) == 2)
+    until(lambda: access.exists() and len(access.read_text().splitlines()) == 2)
     assert [json.loads(line)["token"] for line in access.read_text().splitlines()] == [None, "second"]
     (served / "one.hxz").unlink()
     os.kill(pid, signal.SIGHUP)
-    wait_until(lambda: requests.get(f"{url}/snapshots/one/disk", headers=new, timeout=DEADLINE_S).status_code == 404)
+    until(lambda: requests.get(f"{url}/snapshots/one/disk", headers=new, timeout=DEADLINE_S).status_code == 404)
     os.kill(pid, signal.SIGUSR1)
-    wait_until(lambda: "status: serving two" in log.read_text())
+    until(lambda: "status: serving two" in log.read_text())
 
 
 def test_stop_waits_for_a_daemon_that_drains(host: Host, snapshot_file: Path, disk_image: Path) -> None:
@@ -340,7 +333,7 @@ def test_stop_waits_for_a_daemon_that_drains(host: Host, snapshot_file: Path, di
         [sys.executable, str(ROOT / "hexz_serve.py"), "--stop"], env=host.environment, stdout=subprocess.DEVNULL
     )
     log = host.runtime / "hexz-serve.log"
-    wait_until(lambda: "stopping: 1 connections" in log.read_text())
+    until(lambda: "stopping: 1 connections" in log.read_text())
     assert stopping.poll() is None and not gone(pid)
     assert first + reply.raw.read() == disk_image.read_bytes()
     reply.close()
@@ -355,6 +348,6 @@ def test_a_second_signal_ends_the_patience(host: Host, snapshot_file: Path) -> N
         stuck.recv(1)
         log = host.runtime / "hexz-serve.log"
         os.kill(pid, signal.SIGTERM)
-        wait_until(lambda: "stopping" in log.read_text())
+        until(lambda: "stopping" in log.read_text())
         os.kill(pid, signal.SIGTERM)
-        wait_until(lambda: gone(pid))
+        until(lambda: gone(pid))

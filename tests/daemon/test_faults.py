@@ -18,15 +18,9 @@ import requests
 from hexz.tools.pack import pack
 from tests import samples
 from tests.peers import ROOT, Server, run
+from tests.waiting import until
 
 DEADLINE_S = 60.0
-
-
-def wait_until(condition: object) -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def packed(folder: Path, name: str, image: bytes, parent: Path | None = None) -> Path:
@@ -42,7 +36,7 @@ def test_descriptors_run_out_and_come_back(snapshot_file: Path) -> None:
         resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (24, 4096))
         port = int(server.http.rpartition(":")[2])
         crowd = [socket.create_connection(("127.0.0.1", port)) for _ in range(60)]
-        wait_until(lambda: "cannot accept" in server.stderr())
+        until(lambda: "cannot accept" in server.stderr())
         for connection in crowd:
             connection.close()
         assert requests.get(f"{server.http}/healthz", timeout=DEADLINE_S).status_code == 200
@@ -73,7 +67,7 @@ def test_a_replaced_or_deleted_file_is_served_as_it_was(tmp_path: Path) -> None:
         path.unlink()
         assert requests.get(f"{server.http}/disk", timeout=30).content == image
         os.kill(server.process.pid, signal.SIGHUP)  # the name is gone: the old one stays, and the log says so
-        wait_until(lambda: "no such file" in server.stderr())
+        until(lambda: "no such file" in server.stderr())
         assert requests.get(f"{server.http}/disk", timeout=30).content == image
 
 
@@ -125,7 +119,7 @@ def test_the_log_folder_is_removed(tmp_path: Path, snapshot_file: Path) -> None:
     held = os.open(folder / "log", os.O_RDONLY)
     shutil.rmtree(folder)
     os.kill(pid, signal.SIGHUP)
-    wait_until(lambda: b"logs not reloaded" in os.pread(held, 100_000, 0))
+    until(lambda: b"logs not reloaded" in os.pread(held, 100_000, 0))
     os.close(held)
     assert requests.get(f"{url}disk", timeout=30).status_code == 200
     run(*command, "--stop", "--pid-file", tmp_path / "pid")
@@ -143,7 +137,7 @@ def test_a_directory_that_is_missing_takes_nothing_away(tmp_path: Path, named: s
     with Server("--http-port", 0, "--control", control, *arguments) as server:
         folder.rename(tmp_path / "aside")
         os.kill(server.process.pid, signal.SIGHUP)
-        wait_until(lambda: "reloaded: 1 snapshots" in server.stderr())
+        until(lambda: "reloaded: 1 snapshots" in server.stderr())
         assert "this directory is missing: its 1 snapshots stay as they are" in server.stderr()
         assert requests.get(f"{server.http}/disk", timeout=30).content == image
         assert requests.get(f"{server.http}/readyz", timeout=30).json()["stale"] == 1
@@ -151,7 +145,7 @@ def test_a_directory_that_is_missing_takes_nothing_away(tmp_path: Path, named: s
         assert f"stale: {folder}: this directory is missing: its 1 snapshots stay as they were" in status
         (tmp_path / "aside").rename(folder)
         os.kill(server.process.pid, signal.SIGHUP)
-        wait_until(lambda: "stale" not in requests.get(f"{server.http}/readyz", timeout=30).json())
+        until(lambda: "stale" not in requests.get(f"{server.http}/readyz", timeout=30).json())
 
 
 def test_few_descriptors_are_raised_and_connections_fitted_to_them(snapshot_file: Path) -> None:

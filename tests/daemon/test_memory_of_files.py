@@ -36,6 +36,7 @@ from tests.bounds import little_memory
 from tests.crafted import Craft
 from tests.nbd.wire import Client
 from tests.peers import Server
+from tests.waiting import until
 
 CACHE = 16 << 20
 MOST = 300 << 20
@@ -395,12 +396,6 @@ def test_bytes_in_use_are_bounded_and_whoever_came_first_goes_first() -> None:
     assert order == ["large", "a", "b", "c"]
     with budget.taken(60), budget.taken(40):
         pass
-
-
-def until(true: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 30
-    while not true() and time.monotonic() < deadline:
-        time.sleep(0.001)
 
 
 def test_who_reads_little_of_a_large_block_does_not_keep_the_block(tmp_path: Path) -> None:

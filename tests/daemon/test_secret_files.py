@@ -15,8 +15,8 @@ import requests
 
 from hexz.errors import ConfigError
 from hexz.secrets import check_secret
-from tests.daemon.test_faults import wait_until
 from tests.peers import ROOT, Server, run, write_secret
+from tests.waiting import until
 
 TOKEN = "a-token-that-is-long"
 SECRETS = {
@@ -79,7 +79,7 @@ def test_what_opens_while_the_daemon_runs_is_not_taken_over(tmp_path: Path, snap
         tokens.write_text("stranger another-token-of-some-length\n")
         tokens.chmod(0o666)
         server.process.send_signal(signal.SIGHUP)
-        wait_until(lambda: f"chmod 600 {tokens}" in server.stderr())
+        until(lambda: f"chmod 600 {tokens}" in server.stderr())
         for token, status in ((TOKEN, 200), ("another-token-of-some-length", 401)):
             headers = {"Authorization": f"Bearer {token}"}
             assert requests.get(f"{server.http}/info", headers=headers, timeout=30).status_code == status

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.daemon.test_detach import Host, gone, wait_until
+from tests.daemon.test_detach import Host, gone
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -126,7 +127,7 @@ def test_the_same_start_twice_names_the_daemon_that_runs(host: Host, snapshot_fi
         assert (done.returncode, done.stdout) == (69, "")
         assert f"a daemon is running there already, pid {pid}: end it with hexz-serve --stop --pid-file " in done.stderr
     os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: gone(pid))
+    until(lambda: gone(pid))
     with socket.create_server((at, int(port))):  # somebody else, after it
         done = host.command("--daemon", "--bind", at, "--port", port, snapshot_file)
     assert done.returncode == 69 and "running there already" not in done.stderr

@@ -10,7 +10,6 @@ import ssl
 import subprocess
 import time
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -26,6 +25,7 @@ from hexz.servers.tls import TlsContext
 from tests.crafted import Craft
 from tests.http.serving import Client, Reply, Serving, request, serving
 from tests.peers import Server, need, run, write_secret
+from tests.waiting import until
 
 OLD, NEW = "a-token-that-is-long-1", "a-token-that-is-long-2"
 RANGED = {"Range": "bytes=10-19"}
@@ -33,13 +33,6 @@ RANGED = {"Range": "bytes=10-19"}
 
 def bearer(token: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {token}"}
-
-
-def until(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 # Tokens

@@ -6,9 +6,8 @@ import gc
 import socket
 import struct
 import threading
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -31,17 +30,11 @@ from hexz.storage import LocalFile
 from hexz.tools.pack import pack
 from tests.http.serving import Client as HttpClient
 from tests.nbd.wire import Client
+from tests.waiting import until
 
 BLOCK = 64 << 10
 PATIENCE_S = 30.0
 ROUNDS = 300
-
-
-def until(check: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not check():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 class Both:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import random
 import struct
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +17,7 @@ from tests.http.serving import Client as HttpClient
 from tests.nbd.conftest import _damage
 from tests.nbd.wire import Client
 from tests.peers import Server, write_secret
+from tests.waiting import until
 
 BLOCK = 64 << 10
 BLOCKS = 48
@@ -49,14 +49,6 @@ class Figures:
         """The sum over the samples that have these labels."""
         wanted = labels.items()
         return sum(value for (one, has), value in self.samples.items() if one == name and wanted <= has)
-
-
-def until(check: Callable[[], bool]) -> None:
-    """A connection's last figures come when its thread is done with it: wait for that."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not check():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 @pytest.fixture(scope="module")

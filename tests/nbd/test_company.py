@@ -6,8 +6,6 @@ import random
 import socket
 import struct
 import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from hexz.servers.connection import Connection
 from tests.nbd.conftest import Exports
 from tests.nbd.serving import PATIENCE_S, Serving
 from tests.nbd.wire import Client
+from tests.waiting import until
 
 MODES = ("simple", "structured", "extended")
 
@@ -25,13 +24,6 @@ MODES = ("simple", "structured", "extended")
 @pytest.fixture
 def path(exports: Exports) -> Path:
     return exports.folder / "snap.hxz"
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
 
 
 def read_in_turns(exports: Exports, *clients: Client, times: int = 20) -> None:

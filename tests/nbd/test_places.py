@@ -14,13 +14,7 @@ from hexz.servers import connection, sending
 from hexz.servers.connection import client_of
 from tests.nbd.serving import PATIENCE_S, Serving
 from tests.nbd.wire import Client
-
-
-def wait_until(condition: object) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+from tests.waiting import until
 
 
 def greeted(address: tuple[str, int]) -> bool:
@@ -35,7 +29,7 @@ def test_the_longest_idle_makes_room(snapshot_file: Path) -> None:
             client = server.client()
             client.go("")
             held.append(client)
-        wait_until(lambda: all(one.idle_since is not None for one in server.listener.live()))
+        until(lambda: all(one.idle_since is not None for one in server.listener.live()))
         assert greeted(server.address)
         assert sum(one.leaving for one in server.listener.live()) <= 1
         for client in held:
@@ -84,5 +78,5 @@ def test_who_does_not_read_is_given_up(snapshot_file: Path, monkeypatch: pytest.
         if ended:
             time.sleep(0.2)
             server.catalog.remove("snap", end_leases=True)
-        wait_until(lambda: not server.listener.live())
+        until(lambda: not server.listener.live())
         client.sock.close()

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from tests.conftest import CORPUS
 from tests.crafted import Craft
 from tests.peers import ROOT, Server, write_secret
 from tests.seal.making import seal_path, sealed_copies, write_seal
+from tests.waiting import until
 
 SECRET = b"the secret behind keyed seals"
 KEY = seal_key(SECRET)
@@ -248,13 +248,6 @@ def test_a_file_that_was_open_without_a_seal_is_opened_anew_with_it(snap: Path) 
                 assert again is sealed
 
 
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 def test_a_newer_file_with_the_old_seal_is_refused_and_the_old_one_stays(snap: Path, tmp_path: Path) -> None:
     old, new = samples.image(300_000, seed=4), samples.image(300_000, seed=5)
     (tmp_path / "newer").write_bytes(new)
@@ -268,17 +261,17 @@ def test_a_newer_file_with_the_old_seal_is_refused_and_the_old_one_stays(snap: P
         assert served() == old
         os.rename(tmp_path / "newer.hxz", snap)
         server.process.send_signal(signal.SIGHUP)
-        wait_for(lambda: "reloaded: " in server.stderr())
+        until(lambda: "reloaded: " in server.stderr())
         assert "1 failed" in server.stderr()
         assert "snap.hxz.sum: seals a file of" in server.stderr()
         assert served() == old
         seal(str(snap))
         server.process.send_signal(signal.SIGHUP)
-        wait_for(lambda: "1 replaced" in server.stderr())
+        until(lambda: "1 replaced" in server.stderr())
         assert served() == new
         seal_path(snap).unlink()
         server.process.send_signal(signal.SIGHUP)
-        wait_for(lambda: "has no seal" in server.stderr())
+        until(lambda: "has no seal" in server.stderr())
         assert served() == new
 
 
@@ -307,7 +300,7 @@ def test_the_key_is_read_again(snap: Path, tmp_path: Path) -> None:
         def reload() -> str:
             done, length = server.stderr().count("reloaded: "), len(server.stderr())
             server.process.send_signal(signal.SIGHUP)
-            wait_for(lambda: server.stderr().count("reloaded: ") > done)
+            until(lambda: server.stderr().count("reloaded: ") > done)
             return server.stderr()[length:]
 
         replace(new, seal_key(other))

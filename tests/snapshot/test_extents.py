@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import socket
-import time
-from collections.abc import Callable
 from itertools import groupby
 from pathlib import Path
 
@@ -33,6 +31,7 @@ from tests.crafted import Craft
 from tests.http.serving import request, serving
 from tests.nbd.serving import Serving as NbdServing
 from tests.nbd.wire import extents
+from tests.waiting import until
 
 Blocks = list[tuple[str, int]]
 """The kind and the length in bytes of one block after the other."""
@@ -267,14 +266,7 @@ def test_a_checksum_ends_with_its_client(tmp_path: Path) -> None:
     with serving({}, application=ImagesApplication(Registry(catalog))) as server:
         with server.client() as client:
             client.send(request("GET", "/images/huge/checksum"))
-            wait_for(lambda: len(server.listener.live()) == 1)
-        wait_for(lambda: not server.listener.live())
+            until(lambda: len(server.listener.live()) == 1)
+        until(lambda: not server.listener.live())
     assert catalog.remove("huge"), "nothing is held any more"
     catalog.close()
-
-
-def wait_for(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)

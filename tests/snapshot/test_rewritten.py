@@ -19,8 +19,8 @@ from hexz.errors import StorageError
 from hexz.snapshot import Snapshot, new_context, open_snapshot
 from hexz.storage import LocalFile
 from tests.crafted import Craft
-from tests.daemon.test_faults import wait_until
 from tests.peers import ROOT, Server, run
+from tests.waiting import until
 
 PAGES = 8
 PAGE = 4 * 4096
@@ -185,7 +185,7 @@ def test_over_http_no_tag_has_two_contents_and_a_reload_serves_the_new_one(tmp_p
         assert entry["changed"]
         assert requests.get(f"{server.http}/readyz", timeout=30).json()["changed"] == 1
         os.kill(server.process.pid, signal.SIGHUP)
-        wait_until(lambda: "changed" not in requests.get(f"{server.http}/readyz", timeout=30).json())
+        until(lambda: "changed" not in requests.get(f"{server.http}/readyz", timeout=30).json())
         whole = requests.get(f"{server.http}/disk", timeout=30)
         assert whole.content == new
         assert whole.headers["ETag"] != first.headers["ETag"]
