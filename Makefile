@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 PREFIX ?= /usr/local
 DESTDIR ?=
-JOBS ?= 3
+JOBS ?= 4
 # "no": the tests do without programs and packages that are not there, and skip what needs them.
 PEERS ?=
 BIN := $(VENV)/bin
