@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from hexz.servers.http import crowd as http_crowd
+from hexz.servers import crowd
 from hexz.servers.http.handler import STREAK
 from tests.http.serving import PATIENCE_S, Client, Serving, request, serving
 
@@ -130,7 +130,7 @@ def test_members_that_hang_up_or_never_read_harm_nobody(snapshot_file: Path, dis
 
 
 def test_idle_members_end(snapshot_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_crowd, "SWEEP_S", 0.05)
+    monkeypatch.setattr(crowd, "SWEEP_S", 0.05)
     with serving({"snap": snapshot_file}) as server, server.client() as client:
         join_crowd(client, server)
         # Only now: on a busy machine it might otherwise be idle for too long while it still joins.
@@ -163,7 +163,7 @@ def test_a_kernel_that_watches_no_more(snapshot_file: Path, monkeypatch: pytest.
                 refused.append(fd)
                 raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(http_crowd.select, "epoll", Full)
+    monkeypatch.setattr(crowd.select, "epoll", Full)
     with serving({"snap": snapshot_file}) as server, server.client() as one, server.client() as other:
         for _ in range(5 * STREAK):
             assert one.ask("GET", "/disk", RANGED).status == other.ask("GET", "/disk", RANGED).status == 206

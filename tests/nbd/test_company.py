@@ -12,13 +12,24 @@ from typing import Any
 import pytest
 
 from hexz.protocol.nbd import constants as c
+from hexz.servers import crowd
 from hexz.servers.connection import Connection
+from hexz.servers.crowd import ALONE
 from tests.nbd.conftest import Exports
 from tests.nbd.serving import PATIENCE_S, Serving
 from tests.nbd.wire import Client
 from tests.waiting import until
 
 MODES = ("simple", "structured", "extended")
+
+
+@pytest.fixture(params=["threads", "crowd"], autouse=True)
+def company(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Each connection in its own thread, as few of them are, or with the crowd as soon as there are two."""
+    if request.param == "crowd":
+        monkeypatch.setattr("hexz.servers.nbd.site.COMPANY", 2)
+        monkeypatch.setattr("hexz.servers.nbd.cached.STREAK", 4)
+    return bool(request.param == "crowd")
 
 
 @pytest.fixture
@@ -72,6 +83,22 @@ def test_many_connections_get_what_they_ask_for(path: Path, exports: Exports, mo
         for thread in threads:
             thread.join()
     assert not wrong
+
+
+def test_those_who_read_at_once_are_served_together_until_one_is_alone(
+    path: Path, exports: Exports, company: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Serving(path) as server, server.client() as client, server.client() as other:
+        client.go()
+        other.go()
+        read_in_turns(exports, client, other)
+        assert len(server.site.crowd._members) == 2 * company
+        with monkeypatch.context() as patch:
+            patch.setattr(crowd, "COMPANY_S", 0.0)
+            read_in_turns(exports, client, times=ALONE + 2)
+            assert len(server.site.crowd._members) == company
+        read_in_turns(exports, client, other)
+        assert len(server.site.crowd._members) == 2 * company
 
 
 def test_anything_unusual_has_its_turn_between_cached_reads(path: Path, exports: Exports) -> None:

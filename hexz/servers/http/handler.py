@@ -11,7 +11,7 @@ understood.  Where it departs from the stock class:
 - Instead of ``do_GET`` and its like an `Application` answers, whatever the method: each refuses those it does not know
   in its own protocol's words.
 - A request that differs from the last one in its range alone takes a shorter way (`hexz.servers.http.repeated`), and
-  connections that send nothing else are served together (`hexz.servers.http.crowd`).
+  connections that send nothing else are served together (`hexz.servers.crowd`).
 - Between two requests a connection can go to another process.
 """
 
@@ -34,14 +34,14 @@ from hexz.protocol.http.head import RequestHead, framing_of, parse_head
 from hexz.protocol.http.responses import Piece, Response, pack_head
 from hexz.servers.base import Listener
 from hexz.servers.connection import Connection
+from hexz.servers.crowd import LARGEST
 from hexz.servers.http.access import AccessEntry
 from hexz.servers.http.application import Request
 from hexz.servers.http.counting import HttpCounting
-from hexz.servers.http.crowd import LARGEST as LARGEST_OF_CROWD
-from hexz.servers.http.crowd import Member, Told, Unsent
 from hexz.servers.http.receiving import Body, Receiver
 from hexz.servers.http.repeated import RepeatedRange
 from hexz.servers.http.site import HttpSite
+from hexz.servers.http.turns import Told, Turns, Unsent
 from hexz.servers.sending import Sender, held
 from hexz.servers.tls import TLS_HANDSHAKE_S, TlsContext, tls_reason
 from hexz.servers.watch import PeerGone, PeerWatch
@@ -271,7 +271,7 @@ class HttpHandler(BaseHTTPRequestHandler):
             sent = self._sock.sendmsg((head, *views), (), socket.MSG_DONTWAIT)
         except BlockingIOError:
             sent = 0
-        self._streak = self._streak + 1 if length <= LARGEST_OF_CROWD else 0
+        self._streak = self._streak + 1 if length <= LARGEST else 0
         if sent != length:
             del views, answer  # a peer that does not read must not keep cache memory alive
             done = max(sent - len(head), 0)
@@ -300,17 +300,15 @@ class HttpHandler(BaseHTTPRequestHandler):
     def _join_crowd(self, repeated: RepeatedRange) -> None:
         """Stay in the crowd as long as it can serve this connection."""
         self._streak = 0
-        crowd = self.site.crowd
-        if self._receiver.buffer or self.connection.summoned or not crowd.has_company(self):
+        connection, crowd = self.connection, self.site.crowd
+        if self._receiver.buffer or connection.summoned or not crowd.has_company(connection):
             return
-        member = Member(self.connection, repeated, self._counting, self._told)
-        self.connection.silence = lambda: time.monotonic() - member.seen
-        crowd.stay(member, self.connection.listener.summons)
-        self.connection.silence = None
-        if member.unsent is not None:
-            self._finish(repeated, member.unsent)
-        self._receiver.buffer = member.received
-        self.close_connection = member.ended
+        turns = Turns(connection, repeated, self._counting, self._told)
+        goes_on = crowd.stay(connection, turns.take)
+        if turns.unsent is not None:
+            self._finish(repeated, turns.unsent)
+        self._receiver.buffer = turns.received
+        self.close_connection = turns.ended or not goes_on
 
     # Asking and answering
 

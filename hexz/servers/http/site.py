@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from hexz.metrics import Metrics
 from hexz.protocol.http.cors import Cors
+from hexz.servers.crowd import Crowd
 from hexz.servers.http.access import Gate
 from hexz.servers.http.application import PLAIN_RULES, Application, Policy, RequestLog, Rules
-from hexz.servers.http.crowd import Crowd
 from hexz.servers.http.receiving import IDLE_S
 from hexz.servers.tls import TlsContext
 
 __all__ = ["HttpSite"]
+
+COMPANY = 2
+"""So many connections that ask for cached ranges at once are served together: three times what their threads reach."""
 
 
 class HttpSite:
@@ -40,4 +43,4 @@ class HttpSite:
         self.rules = rules
         self.metrics = metrics
         self.answers_spares = rules.spare_paths is None or bool(rules.spare_paths)
-        self.crowd = Crowd(IDLE_S)
+        self.crowd = Crowd("http", COMPANY, IDLE_S)

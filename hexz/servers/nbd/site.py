@@ -8,11 +8,15 @@ from hexz.catalog import Catalog, Lease
 from hexz.errors import NoSuchSnapshot
 from hexz.protocol.nbd.constants import MAX_NAME
 from hexz.protocol.nbd.handshake import ExportFacts, TlsMode
+from hexz.servers.crowd import Crowd
 from hexz.servers.nbd.misses import MissPool
 from hexz.servers.nbd.outbox import Export
 from hexz.servers.tls import TlsContext
 
 __all__ = ["CatalogDirectory", "NbdSite"]
+
+COMPANY = 8
+"""So many connections with cached reads at once are served together; fewer do better in their own threads."""
 
 
 class CatalogDirectory:
@@ -70,3 +74,4 @@ class NbdSite:
         self.tls_mode = tls_mode
         self.tls = tls
         self.pool = MissPool()
+        self.crowd = Crowd("nbd", COMPANY, None)

@@ -1,6 +1,6 @@
 """The transmission phase: one receive takes what has come, one send answers what can be answered.
 
-The connection's thread owns the socket.  As long as cached reads come, it stays in one loop, `_serve_cached`, which
+The connection's thread owns the socket.  As long as cached reads come, it stays in one loop, `CachedReads`, which
 answers each receive with one ``sendmsg``, headers and cached data interleaved.  Everything else goes request by
 request: cold reads are handed to the miss pool, and those replies follow when their blocks are there, in any order.
 """
@@ -16,25 +16,22 @@ import time
 from time import perf_counter
 
 from hexz.errors import HexzError
-from hexz.metrics.counters import FAST_S
 from hexz.metrics.labels import FAILED, OK
 from hexz.protocol.nbd import constants as c
 from hexz.protocol.nbd.handshake import Negotiated
 from hexz.protocol.nbd.replies import (
-    EXTENDED_DATA,
     EXTENDED_REQUEST,
     REQUEST,
-    SIMPLE_REPLY,
-    STRUCTURED_DATA,
-    Buffer,
     ChunkedReplies,
     simple_error,
 )
 from hexz.protocol.nbd.rules import NbdRefusal, NbdRequest, refusal
 from hexz.servers.connection import SILENT_S, Connection
+from hexz.servers.crowd import Crowd
+from hexz.servers.nbd.cached import CachedReads
 from hexz.servers.nbd.counting import NbdCounting
 from hexz.servers.nbd.misses import Cold, ColdReads, MissPool
-from hexz.servers.nbd.outbox import MAX_BUFFERS, MAX_VIEWS, ZERO_BYTES, Export, Outbox
+from hexz.servers.nbd.outbox import Export, Outbox
 from hexz.servers.nbd.status import describe
 from hexz.servers.nbd.stopping import receive_late
 
@@ -63,6 +60,7 @@ class Transmission:
         export: Export,
         negotiated: Negotiated,
         pool: MissPool,
+        crowd: Crowd,
         received: bytes,
     ) -> None:
         """`received` is what came with the handshake's last message."""
@@ -85,6 +83,7 @@ class Transmission:
         self._outbox = Outbox(
             sock, connection.peer, export.stream, self._chunks, self._counting, lambda: connection.hurried
         )
+        self._cached = CachedReads(connection, export.stream, negotiated, self._outbox, self._counting, crowd)
         self._cold = ColdReads(pool, export.stream)
         self._summoned = False
         if sock.family == socket.AF_UNIX:
@@ -174,95 +173,13 @@ class Transmission:
         poll.register(self._sock, select.POLLIN)
         return bool(poll.poll(max(deadline - time.monotonic(), 0) * 1000))
 
-    # Cached reads
-
     def _serve_cached(self) -> bool:
-        """Receive, answer from the cache, send and count, as long as nothing else comes; False when nobody is there.
-
-        All in one function, because here every call counts: what a wake-up costs is what a cached read costs.  It
-        ends with what it does not deal with in the buffer, or when the connection is to end or to change hands.
-        """
+        """Answer cached reads as long as nothing else comes; False when nobody is there."""
         if self._secure or self._cold.waiting or self._start != self._filled:
             return True
-        connection, counting, stream = self._connection, self._counting, self._stream
-        summons = connection.listener.summons
-        receive, send, now = self._sock.recv_into, self._sock.sendmsg, perf_counter
-        view, size, unpack, expected = self._view, self._format.size, self._format.iter_unpack, self._magic
-        chunks, most, end, read_cached = self._chunks, self._outbox.most, stream.size, stream.read_cached
-        pack = (EXTENDED_DATA if self._extended else STRUCTURED_DATA).pack
-        cell, odd, usual = counting.cell, counting.odd, counting.cell.usual
-        self._start = self._filled = 0
-        while not connection.leaving and not (summons is not None and summons.rung):
-            try:
-                filled = receive(view)
-            except BlockingIOError:
-                connection.await_input(None)
-                continue
-            if not filled:
-                return False
-            counting.began = began = now()
-            start = 0
-            while start < filled:
-                buffers: list[Buffer] = []
-                total = count = 0
-                requests = unpack(view[start : filled - (filled - start) % size])
-                for magic, flags, command, cookie, offset, length in requests:
-                    if magic != expected or command or flags or not 0 < length <= most or offset + length > end:
-                        break
-                    if count and (total + length > most or len(buffers) >= MAX_BUFFERS):
-                        break
-                    views = read_cached(offset, length)
-                    if views is None:
-                        break
-                    data = length
-                    if len(views) > 1:
-                        if len(views) > MAX_VIEWS or (chunks is not None and _has_hole(views)):
-                            break
-                    elif chunks is not None and views[0].obj is ZERO_BYTES:
-                        views, data = [], 0
-                    if chunks is None:
-                        head = SIMPLE_REPLY.pack(c.SIMPLE_REPLY_MAGIC, 0, cookie)
-                    elif not data:
-                        head = chunks.hole(cookie, offset, offset, length, True)
-                    elif self._extended:
-                        head = pack(c.EXTENDED_REPLY_MAGIC, 1, c.CHUNK_OFFSET_DATA, cookie, offset, length + 8, offset)
-                    else:
-                        head = pack(c.STRUCTURED_REPLY_MAGIC, 1, c.CHUNK_OFFSET_DATA, cookie, length + 8, offset)
-                    buffers.append(head)
-                    buffers += views
-                    total += len(head) + data
-                    count += 1
-                    if length != usual:
-                        odd.append(length)
-                if not count:
-                    self._start, self._filled = start, filled
-                    return True
-                try:
-                    sent = send(buffers, (), socket.MSG_DONTWAIT)
-                except BlockingIOError:
-                    sent = 0
-                buffers.clear()  # a client that does not read, or has nothing to ask, pins no data
-                views = None
-                stop = start + count * size
-                if sent != total:
-                    self._send_rest([request[3:] for request in unpack(view[start:stop])], sent)
-                start = stop
-                seconds = now() - began
-                if odd or seconds > FAST_S:
-                    counting.sent(count)
-                    usual = cell.usual
-                else:
-                    cell.fast += count
-                    cell.fast_seconds += seconds * count
-        return True
-
-    def _send_rest(self, reads: list[tuple[int, int, int]], sent: int) -> None:
-        """Send the replies to cached reads but for their first `sent` bytes, as fast as the client takes them."""
-        try:
-            self._outbox.send_rest([(*read, False) for read in reads], sent)
-        except OSError as error:
-            self._counting.lost(len(reads), error)
-            raise
+        going_on = self._cached.serve(self._view)
+        self._start, self._filled = self._cached.start, self._cached.filled
+        return going_on
 
     # Everything else
 
@@ -407,8 +324,3 @@ class Transmission:
             self._filled += count
             if not count or not self._answer_received():
                 return
-
-
-def _has_hole(views: list[memoryview]) -> bool:
-    """Whether there are zeros among the data, which structured replies tell of in chunks of their own."""
-    return any(view.obj is ZERO_BYTES for view in views)
