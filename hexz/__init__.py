@@ -5,25 +5,29 @@ The rooms of this house, from the ground up; a module imports from its own floor
 
     metrics/    what is counted, and the forms in which it is shown; knows nobody else
     format/     the bytes of a file: header, index, codec, writer; no I/O
+    storage/    where a file's bytes come from, and the check against a seal beside it
     cache/      decompressed blocks in bounded memory, and the threads that fill it
     snapshot/   one open snapshot and its parents: the lock-free reader
+    catalog/    names to open snapshots, and the leases of those who read them
     protocol/   the bytes of HTTP, NBD, S3, Nydus: bytes in, values out; no sockets, no files
-    images/     what the images API reads and writes
+    rights/     who may read and write on which listener, and the files with secrets
+    images/     what the images API reads and writes: files, folders, overlays, NBD servers
     control/    mounts, blobs and figures of the control API
     servers/    sockets and threads; one handler a protocol over the catalog
+    options/    what was asked for: every option of the daemon, checked, as one typed value
     tools/      the commands of ``hexz``, a module each
     daemon/     being a daemon: detaching, pid file, logs, signals, systemd
-    assembly/   what a configuration becomes: catalog, sites, listeners
+    assembly/   from options to the end: catalog, sites, listeners, and serving
 
-Between them stand single modules: `hexz/storage.py` and `hexz/sealed.py` (where bytes come from), `hexz/catalog.py`
-(names to open snapshots), `hexz/exposure.py` (who may read and write), `hexz/config.py` and `hexz/options.py` (what
-was asked for).
+Beside them stand a few single modules, of which `hexz/errors.py` has every kind of trouble that has no room of its own,
+and `hexz/cli.py` is the daemon's command.
 
 How to add a protocol:
 
 1. What its bytes mean, as a folder of `hexz/protocol/`, tested without sockets.
 2. A room in `hexz/servers/`: a handler, and a listener on `hexz/servers/base.py`, as in `hexz/servers/nbd/server.py`.
-3. Its name and port in ``DEFAULT_PORTS`` of `hexz/config.py`, in ``PROTOCOLS`` and ``LOCKS`` of `hexz/exposure.py`.
+3. Its name and port in ``DEFAULT_PORTS`` of `hexz/options/parser.py`; its rights in ``PROTOCOLS`` and ``LOCKS`` of
+   `hexz/rights/exposure.py`.
 4. A function beside ``nbd_site`` in `hexz/assembly/sites.py`; its operations in `hexz/metrics/labels.py`.
 5. Its rows in the tables of `README.md` and `systemd/man/hexz-serve-security.7`; tests with its real clients.
 
@@ -37,8 +41,8 @@ How to add a layout of the file format:
 
 How to add an option:
 
-1. Its line, with a bound for every number, in `hexz/config.py`; what contradicts it, in ``parse_arguments`` there.
-2. Its field in `hexz/options.py`; of ``hexz``, both in `hexz/tools/command_line.py`.
+1. Its line, with a bound for every number, in `hexz/options/parser.py`; what contradicts it, in ``parse_arguments``.
+2. Its field in `hexz/options/values.py`; of ``hexz``, both in `hexz/tools/command_line.py`.
 3. Its meaning from there on in `hexz/assembly/`, handed down as a value: nobody below knows options.
 4. Its item in `systemd/man/hexz-serve.8` (`systemd/man/hexz.1`), and a line in `CHANGELOG.md`.
 5. A test of what it does, and one of what is said when it is given wrongly.

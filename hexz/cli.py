@@ -6,7 +6,6 @@ import os
 import sys
 from collections.abc import Sequence
 
-from hexz.config import parse_arguments
 from hexz.daemon.advice import advised
 from hexz.daemon.detach import Readiness, Report, detach, fill_standard_descriptors
 from hexz.daemon.status_and_stop import ask
@@ -14,6 +13,7 @@ from hexz.daemon.systemd import Notifier
 from hexz.daemon.unit_files import hidden_from_services, unit_file
 from hexz.errors import HexzError, UsageError
 from hexz.installation import check_packages
+from hexz.options.parser import parse_arguments
 from hexz.printable import printable
 
 __all__ = ["main"]
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             readiness = outcome
         notifier = Notifier()
         # Only now: what reads snapshots imports the packages that were just looked for.
-        from hexz.serving import serve
+        from hexz.assembly.serving import serve
 
         return serve(settings, readiness, notifier)
     except HexzError as error:

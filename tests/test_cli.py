@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from hexz.config import COMMON
-from hexz.options import Options
+from hexz.options.parser import COMMON
+from hexz.options.values import Options
 from tests import vectors
 from tests.peers import ROOT, need, write_secret
 
@@ -155,7 +155,7 @@ def test_one_line_and_a_status(case: str, tmp_path: Path) -> None:
         for folder in (tmp_path, *tmp_path.parents):
             if folder.is_relative_to(tempfile.gettempdir()) and folder != Path(tempfile.gettempdir()):
                 folder.chmod(0o755)
-        program = "import os, sys, hexz.cli, hexz.serving; hexz.cli.parse_arguments(sys.argv[1:]); "
+        program = "import os, sys, hexz.cli, hexz.assembly.serving; hexz.cli.parse_arguments(sys.argv[1:]); "
         program += "os.setgid(65534); os.setuid(65534); sys.exit(hexz.cli.main())"
         command[1:2] = ["-c", program]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd=ROOT)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import socket
 
 from hexz.assembly.listeners import sort_passed
-from hexz.config import Settings, access_of
 from hexz.daemon.fd_store import FdStore
 from hexz.daemon.systemd import Notifier
-from hexz.exposure import Place, Reach, tcp_place
-from hexz.options import Options
+from hexz.options.parser import Settings, access_of
+from hexz.options.values import Options
+from hexz.rights.exposure import Place, Reach, tcp_place
 from hexz.servers.addresses import Address, TcpAddress, place_of, url_at, url_of
 
 __all__ = ["describe_listeners"]

@@ -9,7 +9,7 @@ from functools import partial
 from hexz.assembly.listeners import CONTROL_PLACES, fit_connections, listen, raise_descriptors, sort_passed
 from hexz.assembly.sites import Sites
 from hexz.catalog import Catalog
-from hexz.config import Settings, access_of
+from hexz.catalog.sources import find_sources
 from hexz.control.mounts import MountTable
 from hexz.control.roots import Roots
 from hexz.daemon.fd_store import FdStore
@@ -17,13 +17,13 @@ from hexz.daemon.lifecycle import Lifecycle
 from hexz.daemon.running import Running
 from hexz.daemon.systemd import Notifier
 from hexz.errors import HexzError
-from hexz.sealed import SealPolicy, Seals
-from hexz.secrets import CREDENTIALS, read_password, read_seal_key, unused_credentials
+from hexz.options.parser import Settings, access_of
+from hexz.rights.secrets import CREDENTIALS, read_password, read_seal_key, unused_credentials
 from hexz.servers.accept_loop import AcceptLoop
 from hexz.servers.addresses import UnixAddress, place_of
 from hexz.servers.base import Listener
 from hexz.snapshot import new_context
-from hexz.sources import find_sources
+from hexz.storage.sealed import SealPolicy, Seals
 
 __all__ = ["assemble", "open_catalog"]
 

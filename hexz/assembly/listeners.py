@@ -9,11 +9,11 @@ import resource
 import socket
 from collections.abc import Iterator
 
-from hexz.config import DEFAULT_PORTS, Settings
 from hexz.daemon.fd_store import FdStore
 from hexz.daemon.lifecycle import MakeListener
 from hexz.daemon.systemd import Notifier
 from hexz.errors import ConfigError
+from hexz.options.parser import DEFAULT_PORTS, Settings
 from hexz.servers.addresses import UnixAddress, open_socket
 from hexz.servers.base import Listener
 from hexz.servers.spare import SPARE_PLACES

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from hexz.catalog import Catalog
 from hexz.daemon.running import Running
 from hexz.errors import ConfigError
-from hexz.options import Options
+from hexz.options.values import Options
 from hexz.servers.base import Listener, Site
 
 if TYPE_CHECKING:

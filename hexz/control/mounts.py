@@ -13,12 +13,12 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from hexz.catalog import Catalog, Served
+from hexz.catalog.sources import name_of
 from hexz.control.roots import Roots
 from hexz.errors import HexzError, NameTaken, NoSuchSnapshot, SnapshotError, UsageError
 from hexz.protocol.nydus.bodies import MountRequest
 from hexz.protocol.nydus.errors import ControlError, nested, other
 from hexz.protocol.nydus.shapes import Instance
-from hexz.sources import name_of
 
 __all__ = ["DRAIN_S", "MountTable"]
 

@@ -17,7 +17,7 @@ _OPTIONS = {
     "--password-file": "password",
     "--seal-key-file": "seal-key",
 }
-"""The options that have a credential in their place (`hexz.secrets.CREDENTIALS`)."""
+"""The options that have a credential in their place (`hexz.rights.secrets.CREDENTIALS`)."""
 _WANTED = re.compile(r"\bgive (?:its \w+ with )?(--[a-z0-9-]+)")
 """How an error asks for a file that was not given."""
 _OUT_OF_SIGHT = ("permission denied", "no such file")

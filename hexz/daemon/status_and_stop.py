@@ -7,12 +7,12 @@ import socket
 import sys
 from typing import Any
 
-from hexz.config import Settings
 from hexz.daemon.default_files import default_pid_file
 from hexz.daemon.logs import candidate_folders
 from hexz.daemon.pidfile import facts_of, running_pid, stop_running
 from hexz.daemon.status_client import ask_daemon, control_socket_of
 from hexz.errors import HexzError
+from hexz.options.parser import Settings
 from hexz.printable import printable
 from hexz.servers.addresses import Address, UnixAddress
 

@@ -7,9 +7,9 @@ import os
 import socket
 from typing import Any
 
-from hexz.config import parse_arguments
 from hexz.errors import HexzError, JsonError
 from hexz.jsontext import load_json
+from hexz.options.parser import parse_arguments
 
 __all__ = ["ask_daemon", "control_socket_of"]
 

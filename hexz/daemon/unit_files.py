@@ -19,7 +19,7 @@ TEMPLATES = {
     "nbd-socket": "hexz-serve-nbd@.socket",
     "user": "user/hexz-serve@.service",
 }
-"""The template of each of `hexz.config.UNIT_KINDS`, by its path below the folder ``systemd``."""
+"""The template of each of `hexz.options.parser.UNIT_KINDS`, by its path below the folder ``systemd``."""
 SHARED = "share/hexz-serve/systemd"
 """Where an installer puts that folder, below the prefix."""
 HIDDEN = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")

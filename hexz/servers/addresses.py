@@ -12,7 +12,7 @@ from typing import NamedTuple, Union
 from urllib.parse import quote
 
 from hexz.errors import ListenError
-from hexz.exposure import Place, Reach, tcp_place
+from hexz.rights.exposure import Place, Reach, tcp_place
 
 __all__ = [
     "BACKLOG",

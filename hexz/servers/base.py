@@ -31,7 +31,7 @@ import threading
 import time
 from typing import Any, Protocol, TypeVar
 
-from hexz.exposure import OWN, Grant
+from hexz.rights.exposure import OWN, Grant
 from hexz.servers.addresses import BACKLOG, Address, UnixAddress, open_socket, unlink_socket, url_of
 from hexz.servers.connection import Connection, Give, Summons
 from hexz.servers.spare import Spares

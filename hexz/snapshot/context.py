@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 from hexz.cache import BlockCache, ByteBudget, Workers
 from hexz.metrics import Metrics
-from hexz.sealed import NO_POLICY, SealCache, SealPolicy, Seals
 from hexz.snapshot.manifests import Manifests
 from hexz.snapshot.pages import PageCache
+from hexz.storage.sealed import NO_POLICY, SealCache, SealPolicy, Seals
 
 __all__ = ["DEFAULT_CACHE", "OpenContext", "lies_in", "new_context"]
 

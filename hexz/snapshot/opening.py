@@ -41,13 +41,13 @@ from hexz.format.index import (
 )
 from hexz.format.records import RECORD_SIZE
 from hexz.installation import how_to_get
-from hexz.sealed import open_storage
 from hexz.snapshot.context import OpenContext, lies_in
 from hexz.snapshot.identity import identify
 from hexz.snapshot.pages import RECORD_COST, PageCache
 from hexz.snapshot.snapshot import Snapshot, sizes_of_streams
 from hexz.snapshot.stored import StoredFile
 from hexz.storage import Storage
+from hexz.storage.sealed import open_storage
 from hexz.units import format_size
 
 __all__ = ["MAX_ANCESTORS", "MAX_CHAIN", "Opener", "open_snapshot"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import BinaryIO
 
 from hexz.errors import NoSuchSnapshot, SystemFailure, UsageError
-from hexz.sealed import NO_POLICY, SealPolicy
 from hexz.snapshot import Snapshot, Stream, new_context, open_snapshot
+from hexz.storage.sealed import NO_POLICY, SealPolicy
 
 __all__ = ["cat", "stream_of"]
 

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Union
 
-from hexz.arguments import Parser, VersionAction, size
+from hexz.options.arguments import Parser, VersionAction, size
 
 __all__ = [
     "COMMANDS",

@@ -16,8 +16,8 @@ from hexz.images.overlay.files import OverlayFiles
 from hexz.images.overlay.journal import Head
 from hexz.images.overlay.recovery import JOURNAL_SUFFIX, read_head
 from hexz.images.overlay.store import OverlayStore
-from hexz.sealed import NO_POLICY, SealPolicy
 from hexz.snapshot import Snapshot, Stream, new_context, open_snapshot
+from hexz.storage.sealed import NO_POLICY, SealPolicy
 from hexz.tools.output import check_output
 from hexz.tools.pack import stored_path
 from hexz.tools.progress import Progress

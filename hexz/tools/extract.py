@@ -11,8 +11,8 @@ from typing import BinaryIO, NamedTuple
 
 from hexz.errors import CorruptSnapshot, SystemFailure, UsageError
 from hexz.format.metadata import ArchivedFile
-from hexz.sealed import NO_POLICY, SealPolicy
 from hexz.snapshot import DATA, Snapshot, Stream, new_context, open_snapshot
+from hexz.storage.sealed import NO_POLICY, SealPolicy
 from hexz.tools.cat import stream_of
 from hexz.tools.output import check_output, hidden_name, whole_file
 from hexz.tools.progress import Progress

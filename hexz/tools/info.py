@@ -8,8 +8,8 @@ from typing import Any
 
 from hexz.format.digest import NO_HASH
 from hexz.printable import printable
-from hexz.sealed import NO_POLICY, SealPolicy
 from hexz.snapshot import Snapshot, new_context, open_snapshot
+from hexz.storage.sealed import NO_POLICY, SealPolicy
 from hexz.units import format_size
 
 __all__ = ["describe", "info"]

@@ -11,8 +11,8 @@ from typing import NamedTuple
 from hexz.errors import HexzError, UsageError
 from hexz.installation import check_packages
 from hexz.printable import printable
-from hexz.sealed import SealPolicy
-from hexz.secrets import read_key, read_password, read_seal_key
+from hexz.rights.secrets import read_key, read_password, read_seal_key
+from hexz.storage.sealed import SealPolicy
 from hexz.tools.command_line import Cat, Command, Commit, Extract, Info, Pack, Reading, Seal, Verify, parse_command
 from hexz.units import format_size
 

@@ -27,8 +27,8 @@ from hexz.format.header import MAX_DICTIONARY, Compression
 from hexz.format.index import MAX_BLOCK
 from hexz.format.metadata import IMAGE_KIND
 from hexz.format.writer import SnapshotWriter
-from hexz.sealed import NO_POLICY, SealPolicy
 from hexz.snapshot import Stream, new_context, open_snapshot
+from hexz.storage.sealed import NO_POLICY, SealPolicy
 from hexz.tools.image import DiskImage, open_image
 from hexz.tools.output import check_output
 from hexz.tools.progress import Progress

@@ -11,8 +11,8 @@ from hexz.format.crypto import SIGNATURE_SIZE, signature_valid
 from hexz.format.errors import CryptographyNeeded
 from hexz.format.index import MAX_BLOCK, MAX_INDEX
 from hexz.installation import how_to_get
-from hexz.sealed import NO_POLICY, SealPolicy
 from hexz.snapshot import Snapshot, Stream, doubt, new_context, open_snapshot
+from hexz.storage.sealed import NO_POLICY, SealPolicy
 from hexz.tools.progress import Progress
 
 __all__ = ["Verified", "verify"]

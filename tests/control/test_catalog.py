@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from hexz import catalog as module
 from hexz.catalog import Catalog, Source
+from hexz.catalog import catalog as module
 from hexz.daemon.running import Running
 from hexz.daemon.systemd import Notifier
 from hexz.errors import NoSuchSnapshot

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from hexz.daemon.advice import STORE, advised
-from hexz.secrets import CREDENTIALS
+from hexz.rights.secrets import CREDENTIALS
 from tests import vectors
 from tests.peers import ROOT
 

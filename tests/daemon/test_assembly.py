@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.peers import STOP_S, Server, need, run
-from tests.test_exposure import start_on
+from tests.rights.test_exposure import start_on
 from tests.waiting import until
 
 IHAVEOPT = 0x49484156454F5054

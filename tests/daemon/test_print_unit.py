@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from hexz.config import UNIT_KINDS
 from hexz.daemon.unit_files import SHARED, TEMPLATES
+from hexz.options.parser import UNIT_KINDS
 from tests.peers import ROOT, need
 
 FILES = {**TEMPLATES, "user": "hexz-serve@.service"}

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from hexz.catalog import Catalog
-from hexz.exposure import OWN
+from hexz.rights.exposure import OWN
 from hexz.servers.accept_loop import AcceptLoop
 from hexz.servers.addresses import TcpAddress
 from hexz.servers.http.application import Application

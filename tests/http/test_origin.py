@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from hexz.config import parse_arguments
 from hexz.errors import UsageError
-from hexz.exposure import Grant
+from hexz.options.parser import parse_arguments
 from hexz.protocol.http.head import RequestHead, parse_head
 from hexz.protocol.http.origin import Hosts, is_foreign_write, parse_ip
+from hexz.rights.exposure import Grant
 from hexz.servers.http.access import Gate, RateLimit, Tokens
 from hexz.servers.http.handler import STREAK
 from tests.http.serving import Client, Reply, request, serving

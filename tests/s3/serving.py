@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 from hexz.catalog import Catalog
-from hexz.exposure import Grant
+from hexz.rights.exposure import Grant
 from hexz.servers.http.access import Gate, parse_rate_limit
 from hexz.servers.s3.access import KeyFile, S3Policy
 from hexz.servers.s3.answers import RULES

@@ -22,8 +22,8 @@ from typing import NamedTuple
 
 from hexz.errors import HexzError
 from hexz.format.seal import seal_key
-from hexz.sealed import SealPolicy
 from hexz.snapshot import Snapshot, new_context, open_snapshot
+from hexz.storage.sealed import SealPolicy
 from tests import vectors
 from tests.seal.making import seal_bytes, seal_path
 

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hexz.errors import HexzError, SealDamaged, SealMismatch
-from hexz.sealed import SealPolicy
 from hexz.snapshot import new_context, open_snapshot
+from hexz.storage.sealed import SealPolicy
 from hexz.tools.pack import pack
 from tests.bounds import little_memory
 from tests.crafted import Craft

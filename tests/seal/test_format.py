@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from hexz.errors import HexzError, SealDamaged, SealMismatch, StorageError
 from hexz.format.errors import DamagedSeal
 from hexz.format.seal import FANOUT, HASH_SIZE, SealHeader, SealTree, parse_seal_header, seal_key
-from hexz.sealed import NO_POLICY, SealCache, SealPolicy, open_storage
 from hexz.storage import Storage
+from hexz.storage.sealed import NO_POLICY, SealCache, SealPolicy, open_storage
 from tests.seal.making import seal_bytes
 
 LEAF = 4096

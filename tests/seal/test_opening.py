@@ -16,8 +16,8 @@ import requests
 
 from hexz.errors import HexzError, SealDamaged, SealKeyNeeded, SealMismatch, SealMissing, SnapshotUnreadable
 from hexz.format.seal import FANOUT, HASH_SIZE, LEAF_SIZE, SUFFIX, SealHeader, SealTree, seal_key
-from hexz.sealed import SealPolicy
 from hexz.snapshot import Opener, Snapshot, new_context, open_snapshot
+from hexz.storage.sealed import SealPolicy
 from hexz.tools.pack import pack
 from hexz.tools.seal import seal
 from tests import samples

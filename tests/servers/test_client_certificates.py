@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from hexz.exposure import Access, Anonymous
+from hexz.rights.exposure import Access, Anonymous
 from tests.conftest import CORPUS
 from tests.peers import ROOT, Server, need, run
-from tests.test_exposure import LOOPBACK, NETWORK, SOCKET, secret
+from tests.rights.test_exposure import LOOPBACK, NETWORK, SOCKET, secret
 
 GOOD = CORPUS / "0.7.0-lz4-onebyte.hxz"
 TIMEOUT_S = 60.0

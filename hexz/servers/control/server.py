@@ -7,11 +7,11 @@ import os
 from collections.abc import Collection
 
 from hexz.errors import HexzError
-from hexz.exposure import OWN, Grant
 from hexz.protocol.http.errors import RequestError
 from hexz.protocol.http.head import RequestHead
 from hexz.protocol.http.responses import Response
 from hexz.protocol.nydus.errors import refusal_response
+from hexz.rights.exposure import OWN, Grant
 from hexz.servers.addresses import peer_uid
 from hexz.servers.connection import Connection
 from hexz.servers.http.access import AccessEntry

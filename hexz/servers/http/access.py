@@ -17,12 +17,12 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from hexz.errors import ConfigError, UnitError, UsageError
-from hexz.exposure import OWN, Grant
 from hexz.logfile import open_log
 from hexz.protocol.http.head import RequestHead
 from hexz.protocol.http.origin import authority_of, is_foreign_write, parse_ip
 from hexz.protocol.http.responses import Response, error_response
-from hexz.secrets import SHORTEST_SECRET, read_secret_lines
+from hexz.rights.exposure import OWN, Grant
+from hexz.rights.secrets import SHORTEST_SECRET, read_secret_lines
 from hexz.units import parse_number, parse_size
 
 __all__ = [

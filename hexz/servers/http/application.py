@@ -21,10 +21,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
-from hexz.exposure import OWN, Grant
 from hexz.protocol.http.errors import RequestError
 from hexz.protocol.http.head import RequestHead
 from hexz.protocol.http.responses import Response, error_response
+from hexz.rights.exposure import OWN, Grant
 from hexz.servers.http.access import OPEN_PATHS, AccessEntry
 from hexz.servers.http.receiving import Body
 

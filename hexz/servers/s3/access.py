@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from hexz.errors import ConfigError
-from hexz.exposure import OWN, Grant
 from hexz.protocol.http.head import RequestHead
 from hexz.protocol.http.responses import Response
 from hexz.protocol.s3.errors import S3Error
 from hexz.protocol.s3.sigv4 import Claim, Scope, check_signature, check_time, parse_claim, signing_key
-from hexz.secrets import SHORTEST_SECRET, read_secret_lines
+from hexz.rights.exposure import OWN, Grant
+from hexz.rights.secrets import SHORTEST_SECRET, read_secret_lines
 from hexz.servers.http.access import AccessRefusal, Gate, foreign_write, wrong_host
 from hexz.servers.s3.answers import refusal_of
 

@@ -1,8 +1,4 @@
-"""Where a snapshot's bytes come from.
-
-The interface is small on purpose (size, identity, read a range, close): whatever
-can answer ranges can stand behind it.  Today that is a local file.
-"""
+"""A snapshot in a regular file, read with ``pread``."""
 
 from __future__ import annotations
 
@@ -12,12 +8,12 @@ import os
 import stat
 import threading
 import time
-from typing import NamedTuple, Protocol
 
 from hexz.errors import SnapshotNotFound, SnapshotUnreadable, StorageError, SystemFailure
 from hexz.metrics.files import ReadCounts
+from hexz.storage.interface import SealFacts
 
-__all__ = ["LocalFile", "SealFacts", "Storage"]
+__all__ = ["LocalFile"]
 
 log = logging.getLogger("hexz.storage")
 
@@ -26,39 +22,6 @@ NO_FILE = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENXIO, errno.ENODEV)
 
 
 CHANGED = "the file was changed while it was open: its bytes are not served until it is opened again"
-
-
-class SealFacts(NamedTuple):
-    """The seal that a file is read through: ``plain`` or ``keyed``, bytes of a leaf, and the root hash in hex."""
-
-    kind: str
-    leaf_size: int
-    root: str
-
-
-class Storage(Protocol):
-    """Immutable bytes with a name."""
-
-    name: str
-    size: int
-    modified_ns: int
-    identity: str
-    reads: ReadCounts
-    seal: SealFacts | None
-    changed: bool
-    """Others were seen to write to it while it was open: nothing more is read of it."""
-
-    def read(self, offset: int, length: int) -> bytes:
-        """Exactly `length` bytes at `offset`, or StorageError."""
-
-    def view(self, offset: int, length: int) -> bytes | memoryview:
-        """The same for who can do with a part of something longer, which may spare a copy."""
-
-    def look(self) -> bool:
-        """Whether the bytes are still those that were opened, as far as can be told without reading them."""
-
-    def close(self) -> None:
-        """Give the resource back once running reads are done."""
 
 
 class LocalFile:

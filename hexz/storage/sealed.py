@@ -21,7 +21,8 @@ from typing import NamedTuple
 from hexz.errors import SealDamaged, SealKeyNeeded, SealMismatch, SealMissing, SnapshotNotFound, StorageError
 from hexz.format.errors import DamagedSeal
 from hexz.format.seal import FANOUT, HASH_SIZE, HEADER_SIZE, SUFFIX, SealHeader, SealTree, parse_seal_header
-from hexz.storage import LocalFile, SealFacts, Storage
+from hexz.storage.interface import SealFacts, Storage
+from hexz.storage.local import LocalFile
 
 __all__ = ["NO_POLICY", "SealCache", "SealPolicy", "SealedFile", "Seals", "open_storage"]
 

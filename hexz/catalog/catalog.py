@@ -12,173 +12,17 @@ import logging
 import os
 import threading
 import time
-import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
+from hexz.catalog.leases import Lease, Published, Served
+from hexz.catalog.names import Source, check_name
 from hexz.errors import HexzError, NameTaken, NoSuchSnapshot, UsageError
-from hexz.metrics import SnapshotMetrics
-from hexz.printable import NO_UTF8
 from hexz.snapshot import OpenContext, Opener, Snapshot, Stream, doubt
 
-__all__ = ["MAX_NAME", "Catalog", "Lease", "Served", "Source", "SyncResult", "check_name"]
+__all__ = ["Catalog", "SyncResult"]
 
 log = logging.getLogger("hexz.catalog")
-
-MAX_NAME = 255
-"""Longest snapshot name, bytes of UTF-8: it has to fit an NBD export name with room for ``/memory``."""
-
-
-def check_name(name: str) -> str:
-    """`name` itself if a snapshot may be called so.
-
-    Raises: UsageError.
-    """
-    parts = name.split("/")
-    if not name.isprintable() or any(part in ("", ".", "..") for part in parts):
-        raise UsageError(f"{name!r} cannot be a snapshot's name: no control characters, no part empty, '.' or '..'")
-    if len(parts) > 1 and parts[-1] == "memory":
-        raise UsageError(f"{name!r} cannot be a snapshot's name: it means the memory of {'/'.join(parts[:-1])!r}")
-    if len(name.encode("utf-8", "surrogatepass")) > MAX_NAME:
-        raise UsageError(f"{name[:40]!r}...: a snapshot's name has at most {MAX_NAME} bytes")
-    return name
-
-
-class _Published:
-    """A snapshot under its name, and how many leases of it are out."""
-
-    __slots__ = (
-        "__weakref__",
-        "actions",
-        "ended",
-        "gone",
-        "idle",
-        "leases",
-        "lock",
-        "metrics",
-        "mounted",
-        "name",
-        "older",
-        "path",
-        "since",
-        "snapshot",
-    )  # fmt: skip
-
-    def __init__(self, name: str, path: str, snapshot: Snapshot, metrics: SnapshotMetrics, mounted: bool) -> None:
-        self.name = name
-        self.path = path
-        self.snapshot = snapshot
-        self.metrics = metrics
-        self.mounted = mounted
-        self.since = time.time()
-        # Those whose place it took, as far as somebody still holds a lease of them.
-        self.older: weakref.WeakSet[_Published] = weakref.WeakSet()
-        self.actions: dict[object, Callable[[], None]] = {}  # by lease; guarded by lock
-        self.lock = threading.Lock()
-        self.leases = 0  # guarded by lock
-        self.gone = False  # guarded by lock
-        self.ended = False  # guarded by lock
-        self.idle = threading.Event()  # set when gone and the last lease ended
-
-    def take(self) -> bool:
-        with self.lock:
-            if self.gone:
-                return False
-            self.leases += 1
-            return True
-
-    def give_back(self, lease: object) -> None:
-        with self.lock:
-            self.actions.pop(lease, None)
-            self.leases -= 1
-            last = self.gone and not self.leases
-        if last:
-            self._close()
-
-    def withdraw(self) -> None:
-        with self.lock:
-            last = not self.gone and not self.leases
-            self.gone = True
-        if last:
-            self._close()
-
-    def end_leases(self) -> None:
-        """Ask those who hold long leases to give them back."""
-        with self.lock:
-            self.ended = True
-            actions = list(self.actions.values())
-        for action in actions:
-            action()
-
-    def _close(self) -> None:
-        self.snapshot.close()
-        self.idle.set()
-
-
-class Lease:
-    """The right to read a snapshot until `release`; also a context manager that gives the snapshot."""
-
-    __slots__ = ("_published", "metrics", "name", "snapshot")
-
-    def __init__(self, published: _Published) -> None:
-        self._published: _Published | None = published
-        self.name = published.name
-        self.snapshot = published.snapshot
-        self.metrics = published.metrics
-
-    def release(self) -> None:
-        """Give the lease back; a second time does nothing."""
-        published, self._published = self._published, None
-        if published is not None:
-            published.give_back(self)
-
-    def when_ended(self, action: Callable[[], None]) -> None:
-        """Do `action`, from another thread, when the snapshot is taken away for good: the lease should end soon."""
-        published = self._published
-        if published is not None:
-            with published.lock:
-                published.actions[self] = action
-                ended = published.ended
-            if ended:
-                action()
-
-    def __enter__(self) -> Snapshot:
-        return self.snapshot
-
-    def __exit__(self, *_: object) -> None:
-        self.release()
-
-
-class Served(NamedTuple):
-    """A snapshot under its name: the file, since when (seconds since 1970), and how many leases are out.
-
-    `mounted` ones came while the daemon ran, the others with its arguments.
-    """
-
-    name: str
-    path: str
-    since: float
-    mounted: bool
-    leases: int
-    snapshot: Snapshot
-
-
-class Source(NamedTuple):
-    """A file to be served as `name`.
-
-    `gathered` ones lie in a directory that was named; the others were named themselves.  `trouble` says why one
-    cannot be served under its name.
-    """
-
-    name: str
-    path: str
-    gathered: bool = False
-    trouble: str = ""
-
-    def said(self, error: HexzError) -> str:
-        """One line on what is wrong with it, which begins with its path also where a link leads elsewhere."""
-        line = str(error) if str(error).startswith(self.path) else f"{self.path}: {error}"
-        return line.translate(NO_UTF8)
 
 
 class SyncResult(NamedTuple):
@@ -203,7 +47,7 @@ class Catalog:
         """By path, one line on each file that cannot be served as it is now: of the last `open_all` or `sync`."""
         context.metrics.default = lambda: self.default
         context.metrics.skipped = lambda: len(self.skipped)
-        self._published: dict[str, _Published] = {}  # replaced as entries under _lock; read without it
+        self._published: dict[str, Published] = {}  # replaced as entries under _lock; read without it
         self._names_of: dict[str, tuple[str, ...]] = {}  # by file; entries are replaced like those above
         self._reserved: set[str] = set()  # names being opened; guarded by _lock
         self._lock = threading.Lock()
@@ -344,7 +188,7 @@ class Catalog:
         unsaid, self._unsaid = self._unsaid or [], None
         return unsaid
 
-    def _put(self, name: str, path: str, snapshot: Snapshot, mounted: bool, replace: bool) -> _Published | None:
+    def _put(self, name: str, path: str, snapshot: Snapshot, mounted: bool, replace: bool) -> Published | None:
         """Publish an open snapshot; what had its name, to be withdrawn.  Raises: NoSuchSnapshot."""
         with self._lock:
             old = self._published.get(name)
@@ -353,7 +197,7 @@ class Catalog:
             # The figures of a name go on when another file takes its place.
             metrics = old.metrics if old is not None else self.context.metrics.publish(name)
             metrics.file = snapshot.counts
-            published = _Published(name, path, snapshot, metrics, mounted)
+            published = Published(name, path, snapshot, metrics, mounted)
             if old is not None:
                 published.older.update((*old.older, old))
             self._published[name] = published
@@ -366,7 +210,7 @@ class Catalog:
                 self.default = name
             return old
 
-    def _unname(self, published: _Published) -> None:
+    def _unname(self, published: Published) -> None:
         """Let its name not mean its file any more; `_lock` is held."""
         path = published.snapshot.path
         left = tuple(name for name in self.names_of(path) if name != published.name)

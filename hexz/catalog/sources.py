@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 
-from hexz.catalog import Source, check_name
+from hexz.catalog.names import Source, check_name
 from hexz.errors import SnapshotNotFound, SnapshotUnreadable, UsageError
 
 __all__ = ["SUFFIX", "find_sources", "name_of"]

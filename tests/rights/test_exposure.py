@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from hexz.config import parse_arguments
 from hexz.errors import UsageError
-from hexz.exposure import Access, Anonymous, Place, Reach, parse_anonymous, tcp_place
+from hexz.options.parser import parse_arguments
+from hexz.rights.exposure import Access, Anonymous, Place, Reach, parse_anonymous, tcp_place
 from tests.conftest import CORPUS
 from tests.daemon.test_notify import PASS
 from tests.peers import ROOT, STOP_S, Server, write_secret

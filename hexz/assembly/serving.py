@@ -9,7 +9,6 @@ from hexz import __version__
 from hexz.assembly.check import describe_listeners
 from hexz.assembly.daemon import assemble, open_catalog
 from hexz.catalog import Catalog
-from hexz.config import Settings
 from hexz.daemon.default_files import take_files, who_listens
 from hexz.daemon.detach import Readiness, Report
 from hexz.daemon.heap import share_heap
@@ -18,6 +17,7 @@ from hexz.daemon.pidfile import PidFile
 from hexz.daemon.running import Running
 from hexz.daemon.systemd import Notifier, take_passed_sockets
 from hexz.errors import ListenError
+from hexz.options.parser import Settings
 from hexz.printable import printable
 from hexz.units import format_size
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from hexz.config import option_parser
 from hexz.errors import UsageError
-from hexz.options import Options
+from hexz.options.parser import option_parser
+from hexz.options.values import Options
 from hexz.tools.command_line import COMMANDS, command_parser, parse_command
 
 IN_NO_FIELD = {"version", "help", argparse.SUPPRESS}

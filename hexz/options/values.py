@@ -9,7 +9,7 @@ __all__ = ["Options"]
 
 
 class Options(NamedTuple):
-    """The options as given or by their defaults, which `hexz.config` has with their meanings.
+    """The options as given or by their defaults, which `hexz.options.parser` has with their meanings.
 
     Sizes are in bytes, times in seconds; what is None or empty was not given.
     """

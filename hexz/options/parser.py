@@ -7,12 +7,12 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from hexz.arguments import HelpAction, Parser, VersionAction, size
 from hexz.errors import UsageError
-from hexz.exposure import Access, parse_anonymous, tcp_place
-from hexz.options import Options
+from hexz.options.arguments import HelpAction, Parser, VersionAction, size
+from hexz.options.values import Options
 from hexz.protocol.http.origin import is_host_name
-from hexz.secrets import credential
+from hexz.rights.exposure import Access, parse_anonymous, tcp_place
+from hexz.rights.secrets import credential
 from hexz.servers.addresses import Address, TcpAddress, UnixAddress
 from hexz.units import parse_number
 
