@@ -67,9 +67,6 @@ NO_IO = {
     },
 }
 
-ERRORS_ELSEWHERE = {"NotAllowed", "PeerGone", "PeerStalled", "Refusal"}
-"""Kinds of trouble that are not in a module of errors yet; to be emptied."""
-
 
 def floor_of(module: str) -> int:
     for number, names in enumerate(FLOORS):
@@ -203,9 +200,7 @@ def test_every_kind_of_trouble_is_in_a_module_of_errors() -> None:
         return any(is_trouble(base) for base in bases.get(name, []))
 
     elsewhere = {(module, node.name) for module, node in found if is_trouble(node.name)}
-    elsewhere = {(module, name) for module, name in elsewhere if module.rpartition(".")[2] != "errors"}
-    assert {(module, name) for module, name in elsewhere if name not in ERRORS_ELSEWHERE} == set()
-    assert {name for _, name in elsewhere} >= ERRORS_ELSEWHERE, "no exception is needed any more"
+    assert {(module, name) for module, name in elsewhere if module.rpartition(".")[2] != "errors"} == set()
 
 
 WAITS = re.compile(

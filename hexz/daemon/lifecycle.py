@@ -18,7 +18,7 @@ from hexz.protocol.nydus.machine import Event, State, follow
 from hexz.servers.accept_loop import AcceptLoop
 from hexz.servers.base import Listener
 from hexz.servers.connection import Connection
-from hexz.servers.control.application import NotAllowed
+from hexz.servers.control.errors import NotAllowed
 from hexz.servers.handover import Bag, fetch_state, open_bag, send_state
 
 __all__ = ["Lifecycle"]

@@ -13,9 +13,10 @@ import time
 from collections.abc import Callable, Sequence
 
 from hexz.protocol.http.responses import Part, Piece, Response
+from hexz.servers.errors import PeerStalled
 from hexz.servers.spool import IN_MEMORY, Held
 
-__all__ = ["HURRIED_S", "STALL_S", "PeerStalled", "Sender", "held", "send_secure", "wait_writable"]
+__all__ = ["HURRIED_S", "STALL_S", "Sender", "held", "send_secure", "wait_writable"]
 
 STALL_S = 60.0
 """How long a peer may take nothing at all before it is given up."""
@@ -28,10 +29,6 @@ SECURE_PIECE_BYTES = 16 << 10
 """The same under TLS, where a send is a copy that waits with its peer: one record."""
 MAX_BUFFERS = 1000
 """Buffers of one send; the kernel takes 1024 (IOV_MAX)."""
-
-
-class PeerStalled(OSError):
-    """The peer took nothing for `STALL_S` seconds, or for `HURRIED_S` of what was taken away."""
 
 
 class Sender:

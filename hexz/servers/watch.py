@@ -7,15 +7,12 @@ import select
 import time
 
 from hexz.servers.connection import Connection
+from hexz.servers.errors import PeerGone
 
-__all__ = ["LOOK_S", "PeerGone", "PeerWatch"]
+__all__ = ["LOOK_S", "PeerWatch"]
 
 LOOK_S = 0.1
 """How often the peer is looked at, in seconds of work."""
-
-
-class PeerGone(Exception):
-    """The peer has hung up: what it asked for need not be finished."""
 
 
 class PeerWatch:

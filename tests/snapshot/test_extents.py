@@ -19,13 +19,13 @@ from hexz.protocol.http.head import Framing, parse_head
 from hexz.protocol.nbd import constants as c
 from hexz.protocol.nbd.rules import NbdRequest
 from hexz.servers.connection import Connection
+from hexz.servers.errors import PeerGone
 from hexz.servers.http import snapshots as http_snapshots
 from hexz.servers.http.application import Request as HttpRequest
 from hexz.servers.http.receiving import Body, Receiver
 from hexz.servers.http.snapshots import CatalogApplication
 from hexz.servers.images.application import ImagesApplication
 from hexz.servers.nbd import status
-from hexz.servers.watch import PeerGone
 from hexz.snapshot import DATA, PARENT, ZERO, Effort, Extent, Stream, new_context, open_snapshot
 from tests.crafted import Craft
 from tests.http.serving import request, serving

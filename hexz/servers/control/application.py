@@ -30,12 +30,13 @@ from hexz.protocol.nydus.errors import (
     other,
     query_missing,
 )
-from hexz.protocol.nydus.machine import Event, State
+from hexz.protocol.nydus.machine import State
+from hexz.servers.control.errors import NotAllowed
 from hexz.servers.http.application import Application, Request
 from hexz.servers.spool import building
 from hexz.units import parse_number
 
-__all__ = ["ControlApplication", "DaemonFacts", "Machine", "NotAllowed"]
+__all__ = ["ControlApplication", "DaemonFacts", "Machine"]
 
 log = logging.getLogger("hexz.control")
 
@@ -49,16 +50,6 @@ BLANK = "********"
 _USER_INFO = re.compile(r"(?<=//)[^/?#]*@")
 """Name and password in a URL (RFC 3986 section 3.2.1)."""
 DONE = Response(204)
-
-
-class NotAllowed(HexzError):
-    """The daemon's state does not allow an event, or it has no supervisor, or it is busy with another one."""
-
-    def __init__(self, event: Event, status: int, what: str) -> None:
-        super().__init__(what)
-        self.event = event
-        self.status = status
-        self.what = what
 
 
 class Machine(Protocol):

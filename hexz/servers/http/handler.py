@@ -35,6 +35,7 @@ from hexz.protocol.http.responses import Piece, Response, pack_head
 from hexz.servers.base import Listener
 from hexz.servers.connection import Connection
 from hexz.servers.crowd import LARGEST
+from hexz.servers.errors import PeerGone
 from hexz.servers.http.access import AccessEntry
 from hexz.servers.http.application import Request
 from hexz.servers.http.counting import HttpCounting
@@ -44,7 +45,7 @@ from hexz.servers.http.site import HttpSite
 from hexz.servers.http.turns import Told, Turns, Unsent
 from hexz.servers.sending import Sender, held
 from hexz.servers.tls import TLS_HANDSHAKE_S, TlsContext, tls_reason
-from hexz.servers.watch import PeerGone, PeerWatch
+from hexz.servers.watch import PeerWatch
 
 __all__ = ["HttpHandler"]
 

@@ -21,7 +21,8 @@ from hexz.protocol.http.errors import RequestError
 from hexz.protocol.http.responses import Response
 from hexz.servers.http.application import Request
 from hexz.servers.images.data import ImageData
-from hexz.servers.images.requests import PREFIX, Refusal, json_answer
+from hexz.servers.images.errors import Refusal
+from hexz.servers.images.requests import PREFIX, json_answer
 from hexz.servers.images.subresources import Checksum, Extents, Flush
 
 __all__ = ["PREFIX", "ImagesApplication"]

@@ -18,7 +18,8 @@ from hexz.protocol.http.ranges import parse_range
 from hexz.protocol.http.responses import REVALIDATE, VOLATILE, ByteSource, Piece, Representation, Response, represent
 from hexz.protocol.images import MAX_OPERATION, Zero, flag, parse_content_range, parse_operation
 from hexz.servers.images.bodies import SessionSource
-from hexz.servers.images.requests import Refusal, Resource, json_answer
+from hexz.servers.images.errors import Refusal
+from hexz.servers.images.requests import Resource, json_answer
 
 __all__ = ["ImageData"]
 

@@ -15,23 +15,15 @@ from hexz.metrics.labels import INFO, WRITE
 from hexz.protocol.http.responses import VOLATILE, Piece, Response
 from hexz.protocol.images import parse_query
 from hexz.servers.http.application import Request
+from hexz.servers.images.errors import Refusal
 
-__all__ = ["PREFIX", "Refusal", "Resource", "json_answer"]
+__all__ = ["PREFIX", "Resource", "json_answer"]
 
 Item = TypeVar("Item")
 
 PREFIX = "images"
 OP_OF_METHOD = {"OPTIONS": INFO, "HEAD": INFO, "PUT": WRITE, "PATCH": WRITE}
 """What requests other than a GET are counted as."""
-
-
-class Refusal(Exception):
-    """An answer that is an error, with headers of its own."""
-
-    def __init__(self, status: int, message: str, *headers: tuple[str, str]) -> None:
-        super().__init__(message)
-        self.status = status
-        self.headers = headers
 
 
 def json_answer(value: Any, status: int = 200, *headers: tuple[str, str]) -> Response:
