@@ -42,7 +42,7 @@ from hexz.servers.http.counting import HttpCounting
 from hexz.servers.http.receiving import Body, Receiver
 from hexz.servers.http.repeated import RepeatedRange
 from hexz.servers.http.site import HttpSite
-from hexz.servers.http.turns import Told, Turns, Unsent
+from hexz.servers.http.turns import Told, Turns, Unsent, send_at_once
 from hexz.servers.sending import Sender, held
 from hexz.servers.tls import TLS_HANDSHAKE_S, TlsContext, tls_reason
 from hexz.servers.watch import PeerWatch
@@ -261,26 +261,20 @@ class HttpHandler(BaseHTTPRequestHandler):
         if answer is None:
             return False
         head, views, start = answer
-        length = len(head)
-        for view in views:
-            length += len(view)
         if self._secure:  # which needs a copy anyway, and nothing that the crowd could do
+            length = sum(map(len, views))
             del views, answer
-            self._finish(repeated, Unsent(head, start, length - len(head), 0, began))
+            self._finish(repeated, Unsent(head, start, length, 0, began))
             return True
-        try:
-            sent = self._sock.sendmsg((head, *views), (), socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            sent = 0
+        length, unsent = send_at_once(self._sock, began, head, views, start)
         self._streak = self._streak + 1 if length <= LARGEST else 0
-        if sent != length:
+        if unsent is not None:
             del views, answer  # a peer that does not read must not keep cache memory alive
-            done = max(sent - len(head), 0)
-            self._finish(repeated, Unsent(head[sent:], start + done, length - len(head) - done, done, began))
+            self._finish(repeated, unsent)
             return True
-        self._counting.repeated(length - len(head), began)
+        self._counting.repeated(length, began)
         if self._told is not None:
-            self._told(began, length - len(head), repeated.asked)
+            self._told(began, length, repeated.asked)
         return True
 
     def _finish(self, repeated: RepeatedRange, unsent: Unsent) -> None:

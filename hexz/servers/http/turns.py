@@ -12,7 +12,7 @@ from hexz.servers.crowd import LARGEST
 from hexz.servers.http.counting import HttpCounting
 from hexz.servers.http.repeated import RepeatedRange
 
-__all__ = ["Told", "Turns", "Unsent"]
+__all__ = ["Told", "Turns", "Unsent", "send_at_once"]
 
 RECEIVE = 16 << 10
 _END = b"\r\n\r\n"
@@ -69,21 +69,31 @@ class Turns:
         if answer is None:
             self.received = data
             return False
-        return self._send(began, *answer)
+        head, views, start = answer
+        length, self.unsent = send_at_once(self._sock, began, head, views, start)
+        if self.unsent is not None:
+            return False
+        self._counting.repeated(length, began)
+        if self._told is not None:
+            self._told(began, length, self._repeated.asked)
+        return True
 
-    def _send(self, began: float, head: bytes, views: list[memoryview], start: int) -> bool:
-        length = len(head)
-        for view in views:
-            length += len(view)
-        try:
-            sent = self._sock.sendmsg((head, *views), (), socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            sent = 0
-        if sent == length:
-            self._counting.repeated(length - len(head), began)
-            if self._told is not None:
-                self._told(began, length - len(head), self._repeated.asked)
-            return True
-        done = max(sent - len(head), 0)
-        self.unsent = Unsent(head[sent:], start + done, length - len(head) - done, done, began)
-        return False
+
+def send_at_once(
+    sock: socket.socket, began: float, head: bytes, views: list[memoryview], start: int
+) -> tuple[int, Unsent | None]:
+    """Send an answer as far as the socket takes it without waiting; its bytes of data, and what is left of it.
+
+    `start` is the position of the data, `began` when the answer was begun (``perf_counter``).  Raises: OSError.
+    """
+    length = 0
+    for view in views:
+        length += len(view)
+    try:
+        sent = sock.sendmsg((head, *views), (), socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        sent = 0
+    if sent == len(head) + length:
+        return length, None
+    done = max(sent - len(head), 0)
+    return length, Unsent(head[sent:], start + done, length - done, done, began)
