@@ -19,7 +19,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test coverage lint peers venv bench check-load check-kernel check-s3 check-newcomer check-seal check-overlays check-upgrades check-restarts check-corpus clean install uninstall
+.PHONY: help run test coverage lint peers venv bench bench-compare check-load check-kernel check-s3 check-newcomer check-seal check-overlays check-upgrades check-restarts check-corpus clean install uninstall
 
 help: ## show this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -71,6 +71,10 @@ lint: $(VENV)/.lint ## check style and types
 
 bench: $(VENV)/.bench ## compare with other servers side by side; tables, JSON and plots in build/bench
 	@$(BIN)/python -m tests.benchmarks
+
+bench-compare: $(VENV)/.bench ## this checkout's speed beside another commit's, in turns: BASE=commit (10 minutes; PARTS="nbd cold" for some rows)
+	@[ -n "$(BASE)" ] || { echo "make: with which commit? make bench-compare BASE=commit" >&2; exit 1; }
+	@$(BIN)/python -m tests.benchmarks.compare $(BASE) $(PARTS)
 
 check-newcomer: $(VENV)/.test ## both commands, the documents' examples and the installed service on a bare Debian (root, 10 minutes)
 	@$(BIN)/python -m tests.newcomer

@@ -123,10 +123,16 @@ def write_secret(path: Path, content: str | bytes) -> Path:
 class Server:
     """A daemon as a user starts it, on free ports; `urls` by protocol once it is ready."""
 
-    def __init__(self, *arguments: object, python: str = sys.executable, cwd: Path | None = None) -> None:
+    def __init__(
+        self,
+        *arguments: object,
+        python: str = sys.executable,
+        cwd: Path | None = None,
+        program: Path = ROOT / "hexz_serve.py",
+    ) -> None:
         self.errors = tempfile.TemporaryFile(mode="w+")  # noqa: SIM115
         self.process = subprocess.Popen(
-            [python, str(ROOT / "hexz_serve.py"), *map(str, arguments)],
+            [python, str(program), *map(str, arguments)],
             stdout=subprocess.PIPE,
             stderr=self.errors,
             cwd=cwd,

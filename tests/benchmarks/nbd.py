@@ -127,7 +127,7 @@ def _qemu(path: Path, form: str) -> Callable[[int], list[object]]:
     return lambda port: ["qemu-nbd", "-r", "-t", "-e", "1024", "-b", "127.0.0.1", "-p", port, "-f", form, path]
 
 
-def _fio(server: Running, jobs: int, depth: int, *options: str) -> dict[str, float]:
+def fio(server: Running, jobs: int, depth: int, *options: str) -> dict[str, float]:
     """Reads per second and bytes per second of one fio run."""
     report = _quietly(
         "fio", "--name=n", "--ioengine=nbd", f"--uri={server.uri}", "--rw=randread", "--bs=4k", f"--numjobs={jobs}",
@@ -182,7 +182,7 @@ def cached_rows(files: Files) -> list[Row]:
             for name, jobs, depth, size, _goal in CACHED:
                 sequential = ["--rw=read"] if "sequential" in name else []
                 for which, server in running.items():
-                    figures = _fio(
+                    figures = fio(
                         server, jobs, depth, f"--bs={size}", "--time_based", f"--runtime={SECONDS}", *sequential
                     )
                     figure = figures["bytes"] / 1e6 if sequential else figures["iops"]
@@ -214,7 +214,7 @@ def cold_rows(files: Files) -> list[Row]:
             with _serving(command) as server:
                 copies[name].append(_copy(server))
             with _serving(command) as server:
-                reads[name].append(_fio(server, 1, 16, *once)["iops"])
+                reads[name].append(fio(server, 1, 16, *once)["iops"])
     rows = []
     for work, unit, samples, goals in (
         (COPY, "MB/s", copies, (3.0, 2.0)),
@@ -234,10 +234,15 @@ def _resident(pid: int) -> int:
     return int(found[1]) << 10
 
 
+def raise_limit() -> None:
+    """Have descriptors for as many connections, here and in what is started from here."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(max(soft, 2 * IDLE_CONNECTIONS + 200), hard), hard))
+
+
 def idle_row(files: Files) -> Row:
     """Memory of connections that agreed on an export, read once, and wait."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(max(soft, IDLE_CONNECTIONS + 200), hard), hard))
+    raise_limit()
     servers = {"hexz lz4": _hexz(files.lz4), "qemu-nbd raw": _qemu(files.raw, "raw")}
     each = {name: _grown(command) / IDLE_CONNECTIONS / 1024 for name, command in servers.items()}
     ratio = each["hexz lz4"] / 100
@@ -245,18 +250,23 @@ def idle_row(files: Files) -> Row:
 
 
 def _grown(command: Callable[[int], list[object]]) -> int:
-    """Bytes that the idle connections cost a server."""
-    with _serving(command) as server, ExitStack() as stack:
+    with _serving(command) as server:
         _warm(server)
-        before = _resident(server.process.pid)
-        for _ in range(IDLE_CONNECTIONS):
-            sock = stack.enter_context(socket.create_connection(("127.0.0.1", server.port)))
+        return grown(server.process.pid, server.port, IDLE_CONNECTIONS)
+
+
+def grown(pid: int, port: int, connections: int) -> int:
+    """Bytes that so many idle connections cost a server."""
+    with ExitStack() as stack:
+        before = _resident(pid)
+        for _ in range(connections):
+            sock = stack.enter_context(socket.create_connection(("127.0.0.1", port)))
             sock.sendall(b"\0\0\0\3" + b"IHAVEOPT\0\0\0\1\0\0\0\0")
             sock.sendall(b"\x25\x60\x95\x13" + bytes(20) + b"\0\0\x10\0")
             left = 18 + 10 + 16 + 4096
             while left:
                 left -= len(sock.recv(left))
-        return _resident(server.process.pid) - before
+        return _resident(pid) - before
 
 
 def measure() -> list[Row]:

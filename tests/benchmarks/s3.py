@@ -204,9 +204,14 @@ def compare(size: int, peers: list[str], clients: dict[str, Client], rounds: int
     return rows
 
 
+def memory_folder() -> str | None:
+    """Where files are in memory, if there is such a place."""
+    return "/dev/shm" if Path("/dev/shm").is_dir() else None
+
+
 def measure(rounds: int = ROUNDS, size: int = LARGE_BYTES) -> list[Row]:
     """All rows; those against nginx and moto if they are installed."""
-    parent = "/dev/shm" if Path("/dev/shm").is_dir() else None
+    parent = memory_folder()
     peers = ["rclone serve s3", *(["nginx"] if shutil.which("nginx") else [])]
     rows = compare(size, peers, {"boto3": with_boto3, "rclone": with_rclone}, rounds, parent)
     if importlib.util.find_spec("moto") is not None:
