@@ -3,8 +3,8 @@
 While many connections do so at once, their threads would mostly hand the interpreter to each other.  So a connection on
 such a streak joins the crowd: its own thread sleeps, and the crowd's thread calls what serves it, for all members and
 waiting for none of them.  Whatever takes more than that (another request, a block that is not cached, a socket that is
-full, the end) sends the member home: its own thread goes on where the crowd stopped.  So does being alone, since one
-connection is served best by its own thread.
+full, the end) sends the member home: its own thread goes on where the crowd stopped.  So does company that has shrunk,
+since few connections are served best by their own threads.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ log = logging.getLogger("hexz.crowd")
 
 LARGEST = 128 << 10
 """Most bytes that a member sends in one turn: more would keep the others waiting, and fill the socket."""
-ALONE = 256
-"""Turns of one member without any of another after which it goes home."""
+WINDOW = 256
+"""Among so many turns there are those of enough members, or who took them goes home."""
 SWEEP_S = 5.0
 """How often members that have been idle for too long are looked for."""
 COMPANY_S = 1.0
@@ -69,7 +69,7 @@ class Crowd:
         self._members: dict[int, _Member] = {}  # by descriptor; changed under _lock, taken out by the crowd's thread
         self._epoll: select.epoll | None = None  # made under _lock, not before there is need: descriptors are scarce
         self._streaks: deque[tuple[int, float]] = deque(maxlen=2 * least)  # who was on one lately, and when
-        self._lively = float("-inf")  # when two members had turns one after the other
+        self._lively = float("-inf")  # when enough members had turns last
 
     def has_company(self, connection: Connection) -> bool:
         """Whether a connection that is on a streak is one of many that are."""
@@ -126,7 +126,8 @@ class Crowd:
     def _serve_members(self, epoll: select.epoll) -> None:
         members, poll, monotonic = self._members, epoll.poll, time.monotonic
         swept = monotonic()
-        last, alone = -1, 0
+        busy: set[int] = set()
+        turns = 0
         while True:
             ready = poll(SWEEP_S)
             now = monotonic()
@@ -138,13 +139,10 @@ class Crowd:
                     time.sleep(SUMMONED_S)
                     continue
                 member.seen = now
-                if fd == last:
-                    alone += 1
-                else:
-                    last, alone = fd, 0
-                    self._lively = now
+                busy.add(fd)
+                turns += 1
                 try:
-                    if member.turn() and alone < ALONE:
+                    if member.turn():
                         continue
                 except OSError:  # the peer has gone
                     member.ended = True
@@ -154,8 +152,15 @@ class Crowd:
                 except Exception:
                     log.exception("unexpected trouble in the crowd")
                     member.ended = True
-                alone = 0
                 self._send_home(epoll, fd)
+            if turns >= WINDOW:
+                if len(busy) >= self._least:
+                    self._lively = now
+                else:
+                    for fd in busy & members.keys():
+                        self._send_home(epoll, fd)
+                busy.clear()
+                turns = 0
             if now - swept >= SWEEP_S:
                 swept = now
                 self._sweep(epoll, now)

@@ -259,7 +259,8 @@ def compare(before: Side, now: Side, names: list[str]) -> Iterator[Compared]:
 def line(row: Compared) -> str:
     """A row as text."""
     ratios = row.ratios
-    figures = f"{statistics.median(row.before):>10,.4g} {statistics.median(row.now):>10,.4g} {row.unit:<9}"
+    places = 0 if statistics.median(row.now) >= 100 else 2
+    figures = f"{statistics.median(row.before):>9,.{places}f} {statistics.median(row.now):>9,.{places}f} {row.unit:<9}"
     spread = f"{statistics.median(ratios):5.2f}  ({min(ratios):.2f} to {max(ratios):.2f})"
     return f"{row.work:<44} {figures} {spread}{'  slower' if row.slower else ''}"
 

@@ -14,7 +14,7 @@ import pytest
 from hexz.protocol.nbd import constants as c
 from hexz.servers import crowd
 from hexz.servers.connection import Connection
-from hexz.servers.crowd import ALONE
+from hexz.servers.crowd import WINDOW
 from tests.nbd.conftest import Exports
 from tests.nbd.serving import PATIENCE_S, Serving
 from tests.nbd.wire import Client
@@ -95,7 +95,7 @@ def test_those_who_read_at_once_are_served_together_until_one_is_alone(
         assert len(server.site.crowd._members) == 2 * company
         with monkeypatch.context() as patch:
             patch.setattr(crowd, "COMPANY_S", 0.0)
-            read_in_turns(exports, client, times=ALONE + 2)
+            read_in_turns(exports, client, times=2 * WINDOW)
             assert len(server.site.crowd._members) == company
         read_in_turns(exports, client, other)
         assert len(server.site.crowd._members) == 2 * company

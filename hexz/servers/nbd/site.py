@@ -15,7 +15,7 @@ from hexz.servers.tls import TlsContext
 
 __all__ = ["CatalogDirectory", "NbdSite"]
 
-COMPANY = 8
+COMPANY = 4
 """So many connections with cached reads at once are served together; fewer do better in their own threads."""
 
 
