@@ -25,7 +25,7 @@ from tests.benchmarks.images import fetch as fetch_image
 from tests.peers import ROOT, Server, write_secret
 
 ROUNDS = 5
-SECONDS = 1.0
+SECONDS = 1
 NOISE = 0.97
 IDLE = 1000
 OF_CHECKOUT = "import sys; sys.path.insert(0, sys.argv[1])\n"

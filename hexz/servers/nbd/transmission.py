@@ -39,8 +39,8 @@ __all__ = ["Transmission"]
 
 log = logging.getLogger("hexz.nbd")
 
-RECEIVE_BYTES = 16 << 10
-"""The receive buffer: room for 585 requests."""
+RECEIVE_BYTES = 8 << 10
+"""The receive buffer, which every connection has: room for 292 requests."""
 MID_REQUEST_S = 30.0
 """How long the rest of a request, or of the data that it carries, may take."""
 UNIX_SEND_BYTES = 512 << 10
