@@ -11,6 +11,7 @@ from hexz.protocol.nbd import constants as c
 from tests.crafted import Craft
 from tests.nbd.serving import PATIENCE_S, Serving
 from tests.nbd.wire import STRUCTURED_MODES, Client, extents
+from tests.waiting import until
 
 MODES = ("simple", *STRUCTURED_MODES)
 GAP = 3 << 30
@@ -89,6 +90,7 @@ def test_small_replies_do_not_wait_for_more(server: Serving) -> None:
     """«SHOULD set TCP_NODELAY»."""
     with server.client() as client:
         client.go()
+        until(lambda: len(server.listener.live()) == 1)  # those of the tests before have gone
         (connection,) = server.listener.live()
         assert connection.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
