@@ -25,12 +25,14 @@ __all__ = ["EMPTY", "Block", "BlockCache", "Loading"]
 class Block:
     """One decompressed block, or the place where one was."""
 
-    __slots__ = ("ahead", "data", "fresh", "key")
+    __slots__ = ("ahead", "data", "fresh", "key", "shared")
 
-    def __init__(self, key: Hashable, data: memoryview | None, fresh: bool = False) -> None:
+    def __init__(self, key: Hashable, data: memoryview | None, fresh: bool = False, shared: bool = False) -> None:
+        """`shared`: the data is a part of a longer piece of memory, with its neighbours."""
         self.key = key
         self.data = data
         self.fresh = fresh
+        self.shared = shared
         self.ahead: Callable[[], None] | None = None
 
     def touch(self) -> None:
@@ -57,9 +59,9 @@ class Loading:
         self.block: Block | None = None
         self.error: BaseException | None = None
 
-    def done(self, data: bytes, fresh: bool) -> Block:
-        """The block is `data`: let the waiting go on."""
-        block = self.block = Block(self.key, memoryview(data), fresh)
+    def done(self, data: bytes | memoryview, fresh: bool) -> Block:
+        """The block is `data`, or a view of it and its neighbours: let the waiting go on."""
+        block = self.block = Block(self.key, memoryview(data), fresh, isinstance(data, memoryview))
         self.gate.release()
         return block
 
@@ -168,7 +170,7 @@ class BlockCache:
             data = block.data
             if data is None:
                 continue
-            if not block.fresh:
+            if not block.fresh and _stands_alone(block, data):
                 block.fresh = True
                 hand.append(block)
                 continue
@@ -224,3 +226,14 @@ class BlockCache:
             self._holdings[file] = now
         else:
             del self._holdings[file]
+
+
+def _stands_alone(block: Block, data: memoryview) -> bool:
+    """See that a block that stays keeps none of its neighbours in memory; False where there is none for that."""
+    if block.shared:
+        try:
+            block.data = memoryview(bytes(data))
+        except MemoryError:
+            return False
+        block.shared = False
+    return True

@@ -1,16 +1,21 @@
 """One stored block in, one logical block out, and back (format.md section 5).
 
-Decompression releases the interpreter lock, so threads run it in parallel.  A
-`ZstdDecompressor` is not safe to share between threads: each thread has its own.
+Decompression releases the interpreter lock, so threads run it in parallel.  Each release and return costs as much as
+a block where threads compete for it, so blocks that lie one behind the other are decoded in one call where that can be.
+A `ZstdDecompressor` is not safe to share between threads: each thread has its own.
 """
 
 from __future__ import annotations
 
+import struct
 import threading
 import zlib
-from typing import NamedTuple, Union
+from collections.abc import Sequence
+from itertools import chain
+from typing import Any, NamedTuple, Union
 
 import lz4.block
+import lz4.frame
 import zstandard
 
 from hexz.format.errors import BlockDamage
@@ -26,7 +31,19 @@ MAX_WINDOW = 128 << 20
 MAX_FRAME_HEADER = 18
 """Longest beginning of a Zstandard frame in front of its blocks, bytes (RFC 8878 sections 3.1.1 and 3.1.1.1)."""
 
+LZ4_FRAME_BLOCKS = {
+    64 << 10: lz4.frame.BLOCKSIZE_MAX64KB,
+    256 << 10: lz4.frame.BLOCKSIZE_MAX256KB,
+    1 << 20: lz4.frame.BLOCKSIZE_MAX1MB,
+    4 << 20: lz4.frame.BLOCKSIZE_MAX4MB,
+}
+"""The block sizes of an LZ4 frame, bytes (its format, "BD byte")."""
+_LZ4_SIZE = struct.Struct("<I")
+_LZ4_END = bytes(4)
+
 Stored = Union[bytes, memoryview]
+Span = tuple[int, int]
+"""Where a stored block begins, and its length, bytes."""
 
 crc32 = zlib.crc32
 
@@ -67,6 +84,14 @@ class Codec:
             except zstandard.ZstdError as error:
                 raise ValueError(str(error)) from None
 
+    def _decompressor_here(self) -> zstandard.ZstdDecompressor:
+        """This thread's."""
+        try:
+            decompressor: zstandard.ZstdDecompressor = self._local.zstd
+        except AttributeError:
+            decompressor = self._local.zstd = self._decompressor()
+        return decompressor
+
     def _decompressor(self) -> zstandard.ZstdDecompressor:
         return zstandard.ZstdDecompressor(dict_data=self._dictionary, max_window_size=MAX_WINDOW)
 
@@ -77,6 +102,56 @@ class Codec:
         Raises: BlockDamage; MemoryError, which says nothing about the block.
         """
         return self._lz4(stored, logical_length) if self._is_lz4 else self._zstd(stored, logical_length)
+
+    def decode_run(self, stored: memoryview, spans: Sequence[Span], logical_length: int) -> list[memoryview] | None:
+        """The blocks at `spans` of `stored`, `logical_length` bytes each, in one call: parts of one piece of memory.
+
+        None where that cannot be: other lengths than the codec's frames know, or a block that is damaged or odd, which
+        only `decode` tells apart.  Raises: MemoryError.
+        """
+        return (self._lz4_run if self._is_lz4 else self._zstd_run)(stored, spans, logical_length)
+
+    def _lz4_run(self, stored: memoryview, spans: Sequence[Span], logical_length: int) -> list[memoryview] | None:
+        """A stored block is its plain length and an LZ4 block; in a frame it is its stored length and the same.
+
+        A frame gives each block at most its block size: n of them that are n times that together are that each.
+        """
+        size = LZ4_FRAME_BLOCKS.get(logical_length)
+        if size is None:
+            return None
+        prefix, pack = _LZ4_SIZE.pack(logical_length), _LZ4_SIZE.pack
+        total = len(spans) * logical_length
+        compressor = lz4.frame.LZ4FrameCompressor(block_size=size, block_linked=False)
+        parts: list[Stored] = [compressor.begin(source_size=total)]
+        for at, length in spans:
+            if stored[at : at + 4] != prefix or not 4 < length <= logical_length + 4:
+                return None
+            parts.append(pack(length - 4))
+            parts.append(stored[at + 4 : at + length])
+        parts.append(_LZ4_END)
+        try:
+            plain = memoryview(lz4.frame.decompress(b"".join(parts)))
+        except RuntimeError:  # what is wrong with which block is found out one by one
+            return None
+        if len(plain) != total:
+            return None
+        return [plain[at : at + logical_length] for at in range(0, total, logical_length)]
+
+    def _zstd_run(self, stored: memoryview, spans: Sequence[Span], logical_length: int) -> list[memoryview] | None:
+        count = len(spans)
+        sizes = struct.pack(f"={count}Q", *[logical_length] * count)
+        try:
+            for at, length in spans:
+                frame = stored[at : at + length]
+                if frame[:4] != FRAME_MAGIC or zstandard.frame_content_size(frame) != logical_length:
+                    return None
+            frames = zstandard.BufferWithSegments(stored, struct.pack(f"={2 * count}Q", *chain(*spans)))
+            plain = self._decompressor_here().multi_decompress_to_buffer(frames, decompressed_sizes=sizes, threads=1)
+        except zstandard.ZstdError:  # the same
+            return None
+        parts: list[Any] = [plain[number] for number in range(count)]  # of whose buffers the stubs know nothing
+        blocks = [memoryview(part) for part in parts]
+        return blocks if all(len(block) == logical_length for block in blocks) else None
 
     def _lz4(self, stored: Stored, logical_length: int) -> bytes:
         prefix = int.from_bytes(stored[:4], "little")
@@ -92,10 +167,7 @@ class Codec:
         return block
 
     def _zstd(self, stored: Stored, logical_length: int) -> bytes:
-        try:
-            decompressor = self._local.zstd
-        except AttributeError:
-            decompressor = self._local.zstd = self._decompressor()
+        decompressor = self._decompressor_here()
         try:
             if stored[:4] != FRAME_MAGIC:
                 # Of a skippable frame the decoder would first make room for as much as that says to skip.

@@ -8,13 +8,14 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from functools import cache
+from typing import Union
 
 __all__ = ["NO_HASH", "Hasher", "find_hasher"]
 
 NO_HASH = bytes(32)
 """What is recorded for a block whose content was not hashed."""
 
-Hasher = Callable[[bytes], bytes]
+Hasher = Callable[[Union[bytes, memoryview]], bytes]
 
 
 @cache
@@ -25,7 +26,7 @@ def find_hasher() -> Hasher | None:
     except (ImportError, AttributeError):  # or it is a folder of that name
         return None
 
-    def digest(data: bytes) -> bytes:
+    def digest(data: bytes | memoryview) -> bytes:
         found: bytes = blake3(data).digest()
         return found
 

@@ -141,8 +141,10 @@ class BlockLoader:
         for (_, claim), data in zip(duties, self.decoded(page, [number for number, _ in duties])):
             made.append(claim.done(data, fresh))
 
-    def decoded(self, page: Page, numbers: Sequence[int]) -> Iterator[bytes]:
+    def decoded(self, page: Page, numbers: Sequence[int]) -> Iterator[bytes | memoryview]:
         """The bytes of these blocks of a page, which are stored one behind the other but for gaps; not from the cache.
+
+        Those that could be decoded in one call share one piece of memory, and are views of it.
 
         Waits while other threads decompress as many bytes as all may at once.
         Raises: BlockError, StorageError.
@@ -153,19 +155,32 @@ class BlockLoader:
         with self._decoding.taken(2 * length + sum(map(page.logical.__getitem__, numbers))):
             stored = memoryview(self._file.storage.view(base, length))
             decode, checked, hashed = self._file.decode, self._file.checked, self._checks_hashes
-            for number in numbers:
+            plain = self._together(page, numbers, stored)
+            for place, number in enumerate(numbers):
                 at = page.stored_offset(number) - base
                 raw = stored[at : at + page.stored[number]]
                 try:
                     # No name for the block: the next one would be decoded while that still holds it.
                     yield checked(
-                        decode(raw, page.logical[number], page.crc[number], page.first_block + number),
+                        plain[place]
+                        if place < len(plain)
+                        else decode(raw, page.logical[number], page.crc[number], page.first_block + number),
                         page.hash(number) if hashed else b"",
                     )
                 except BlockDamage as damage:
                     raise BlockError(
                         self._file.path, self._name, page.block_start(number), base + at, str(damage)
                     ) from None
+
+    def _together(self, page: Page, numbers: Sequence[int], stored: memoryview) -> list[memoryview]:
+        """The first of these blocks, as many as are equally long, decoded in one call; none where that cannot be."""
+        length = page.logical[numbers[0]]
+        count = next((at for at, number in enumerate(numbers) if page.logical[number] != length), len(numbers))
+        if count < 2:
+            return []
+        base = page.stored_offset(numbers[0])
+        spans = [(page.stored_offset(number) - base, page.stored[number]) for number in numbers[:count]]
+        return self._file.decode_run(stored, spans, length, [page.crc[number] for number in numbers[:count]]) or []
 
     def missing(self, offset: int, end: int) -> list[Run]:
         """The runs of stored blocks of a span that are not in the cache."""

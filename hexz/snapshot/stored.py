@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Mapping, Sequence
+from typing import Union
 
 from hexz.errors import HexzError
 from hexz.format.codec import Codec, crc32
@@ -17,6 +18,8 @@ from hexz.snapshot.identity import Identity, digest_of
 from hexz.storage import Storage
 
 __all__ = ["StoredFile"]
+
+Plain = Union[bytes, memoryview]
 
 log = logging.getLogger("hexz.snapshot")
 
@@ -73,7 +76,21 @@ class StoredFile:
             stored = self._cipher.decrypt(stored, number)
         return self._codec.decode(stored, logical_length)
 
-    def checked(self, block: bytes, recorded: bytes) -> bytes:
+    def decode_run(
+        self, stored: memoryview, spans: Sequence[tuple[int, int]], logical_length: int, crcs: Sequence[int]
+    ) -> list[memoryview] | None:
+        """The same for blocks at `spans` (begin, length) of `stored`, in one call, as parts of one piece of memory.
+
+        None where that cannot be, or where any of them is damaged: `decode` tells which.  Raises: MemoryError.
+        """
+        if self._cipher is not None:
+            return None
+        for (at, length), crc in zip(spans, crcs):
+            if crc32(stored[at : at + length]) != crc:
+                return None
+        return self._codec.decode_run(stored, spans, logical_length)
+
+    def checked(self, block: Plain, recorded: bytes) -> Plain:
         """The same decoded block, compared with the hash in its entry, which may have none.
 
         Raises: BlockDamage.
