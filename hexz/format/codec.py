@@ -7,10 +7,11 @@ A `ZstdDecompressor` is not safe to share between threads: each thread has its o
 
 from __future__ import annotations
 
+import importlib
 import struct
 import threading
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import Any, NamedTuple, Union
 
@@ -21,7 +22,7 @@ import zstandard
 from hexz.format.errors import BlockDamage
 from hexz.format.header import Compression
 
-__all__ = ["MAX_FRAME_HEADER", "Codec", "Encoder", "FrameMarks", "crc32", "frame_marks"]
+__all__ = ["MAX_FRAME_HEADER", "Codec", "Encoder", "FrameMarks", "crc32", "find_crc32", "frame_marks"]
 
 FRAME_MAGIC = b"\x28\xb5\x2f\xfd"
 """How a frame with content begins (RFC 8878 section 3.1.1)."""
@@ -45,7 +46,17 @@ Stored = Union[bytes, memoryview]
 Span = tuple[int, int]
 """Where a stored block begins, and its length, bytes."""
 
-crc32 = zlib.crc32
+
+def find_crc32() -> Callable[[Stored], int]:
+    """CRC-32 (ISO-HDLC) by the package ``isal``, several times as fast, where that is installed and right."""
+    try:
+        found: Callable[[Stored], int] = importlib.import_module("isal.isal_zlib").crc32
+    except (ImportError, AttributeError):  # or it is a folder of that name
+        return zlib.crc32
+    return found if found(b"123456789") == zlib.crc32(b"123456789") else zlib.crc32
+
+
+crc32 = find_crc32()
 
 
 class FrameMarks(NamedTuple):

@@ -61,9 +61,9 @@ class NbdCounting:
         """A request that the client may not make."""
         self.add(command, REFUSED, 0, self.began)
 
-    def mark(self) -> tuple[int, int]:
-        """How things stand before a request, for `answered`."""
-        return self.troubles, waited.size
+    def mark(self, missed: int = 0) -> tuple[int, int]:
+        """How things stand before a request, for `answered`; `missed` bytes were loaded for it already."""
+        return self.troubles, waited.size - missed
 
     def answered(self, command: int, size: int, before: tuple[int, int]) -> None:
         """The request that came last was answered in this thread, from cache or file; or failed."""

@@ -18,6 +18,8 @@ import socket
 import threading
 import time
 from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from time import perf_counter
 from typing import NamedTuple
 
@@ -35,6 +37,8 @@ MAX_WAITING_BYTES = 8 << 20
 """The same in bytes; in a small cache it is a quarter of that, so that what was loaded is still there when sent."""
 QUICK_S = 0.001
 """A read that loads in less comes from memory, not from a disk: loading another here keeps nobody waiting for long."""
+TURN_S = 0.005
+"""How long a connection waits for its turn to load such reads; then it loads them all the same."""
 NO_MEMORY_S = 0.1
 """How long a thread rests that could not even say that there is no memory."""
 
@@ -91,7 +95,7 @@ class ColdReads:
         self._most_bytes = min(MAX_WAITING_BYTES, stream.cache_size // 4)
         self._wake: _Wake | None = None
         self._bytes = 0
-        self._quick = False  # the last load took so little that the connection's thread may do some itself
+        self.quick = False  # the last load took so little that the connection's thread may do some itself
         self.waiting = 0  # handed over and not taken back
         self._asleep = False  # the connection polls: written by its thread, read by the pool's
         self.finished: deque[tuple[Cold, HexzError | OSError | None, int]] = deque()  # filled by the pool's threads
@@ -113,6 +117,26 @@ class ColdReads:
         self.waiting += 1
         self._bytes += read.length
         return True
+
+    def load_here(self, reads: Iterable[tuple[int, int, int]]) -> dict[int, int]:
+        """Load what `reads` (cookie, offset, length) lack, in the connection's own thread; bytes loaded, by cookie.
+
+        In turn with other connections: side by side they would only fight for the interpreter.  It ends with the first
+        that is not quick, and whoever then reads meets its trouble again.
+        """
+        loaded: dict[int, int] = {}
+        with self._pool.turn():
+            for cookie, offset, length in reads:
+                if self._stream.read_cached(offset, length) is not None:
+                    continue
+                before, began = waited.size, perf_counter()
+                with contextlib.suppress(HexzError, OSError, MemoryError):
+                    self._stream.load(offset, length)
+                loaded[cookie] = waited.size - before
+                self.quick = perf_counter() - began < QUICK_S
+                if not self.quick or len(loaded) * self._stream.block_size >= self._most_bytes:
+                    break
+        return loaded
 
     def take(self) -> list[tuple[Cold, HexzError | OSError | None, int]]:
         """The reads that are loaded, or failed, since the last call, and the bytes that each had to wait for."""
@@ -144,7 +168,7 @@ class ColdReads:
 
     def _help(self) -> bool:
         """Load one of the waiting reads here rather than sleep, if that is quick; whether there was one."""
-        read = self._pool.take_back(self) if self._quick else None
+        read = self._pool.take_back(self) if self.quick else None
         if read is not None:
             self.load(read)
         return read is not None
@@ -171,7 +195,7 @@ class ColdReads:
         except Exception as error:
             log.exception("unexpected trouble with a cold read")
             trouble = OSError(errno.EIO, str(error))
-        self._quick = perf_counter() - began < QUICK_S
+        self.quick = perf_counter() - began < QUICK_S
         self.finished.append((read, trouble, waited.size - before))
         if self._asleep and wake is not None:
             wake.ring()
@@ -184,7 +208,18 @@ class MissPool:
         self._count = threads or max(2, os.cpu_count() or 1)
         self._turn = threading.Condition()
         self._ring: deque[ColdReads] = deque()  # guarded by _turn
+        self._quick_turn = threading.Lock()
         self._threads = 0  # that were started; guarded by _turn
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Load while no other connection does; nobody waits for long, for the disk of the one before may hang."""
+        has = self._quick_turn.acquire(timeout=TURN_S)
+        try:
+            yield
+        finally:
+            if has:
+                self._quick_turn.release()
 
     def submit(self, reads: ColdReads, read: Cold) -> bool:
         """Load `read` in its connection's turn; False when the system has no thread for it."""

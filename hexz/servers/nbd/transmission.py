@@ -85,6 +85,9 @@ class Transmission:
         )
         self._cached = CachedReads(connection, export.stream, negotiated, self._outbox, self._counting, crowd)
         self._cold = ColdReads(pool, export.stream)
+        self._missed: dict[
+            int, int
+        ] = {}  # by cookie: bytes loaded for requests still to be answered
         self._summoned = False
         if sock.family == socket.AF_UNIX:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, UNIX_SEND_BYTES)
@@ -186,6 +189,8 @@ class Transmission:
     def _answer_received(self) -> bool:
         """Deal with every complete request in the buffer; False when the connection is to end."""
         lone = self._filled - self._start == self._format.size and not self._cold.waiting
+        if not lone and self._cold.quick and self._stream.block_size <= INLINE_BLOCK:
+            self._load_what_came()
         going_on = True
         while going_on and self._filled - self._start >= self._format.size:
             going_on = self._answer_next(lone)
@@ -193,6 +198,16 @@ class Transmission:
             self._start = self._filled  # what follows a farewell, or comes out of step, is nothing
         self._outbox.flush()
         return going_on
+
+    def _load_what_came(self) -> None:
+        """Load what reads of one block each lack, before any is answered: to hand them over would take longer."""
+        stop = self._filled - (self._filled - self._start) % self._format.size
+        most, end = self._stream.block_size, self._stream.size
+        self._missed = self._cold.load_here(
+            (cookie, offset, length)
+            for magic, _, command, cookie, offset, length in self._format.iter_unpack(self._view[self._start : stop])
+            if magic == self._magic and command == c.CMD_READ and 0 < length <= most and offset + length <= end
+        )
 
     def _answer_next(self, lone: bool) -> bool:
         """Deal with the next request, whatever it is; False when the connection is to end."""
@@ -280,7 +295,7 @@ class Transmission:
         flight = counting.departs(request.offset, request.length)
         here = lone and self._stream.block_size <= INLINE_BLOCK
         if here or not self._is_cold(request) or not self._hand_over(Cold(*read, counting.began, flight)):
-            before = counting.mark()
+            before = counting.mark(self._missed.pop(request.cookie, 0))
             self._outbox.put_read(read)
             counting.landed(flight)
             counting.answered(request.command, request.length, before)
