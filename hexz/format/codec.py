@@ -12,6 +12,7 @@ import struct
 import threading
 import zlib
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from itertools import chain
 from typing import Any, NamedTuple, Union
 
@@ -81,6 +82,13 @@ def frame_marks(stored: Stored) -> FrameMarks:
     return FrameMarks(parameters.dict_id, parameters.has_checksum)
 
 
+@lru_cache(maxsize=256)
+def _lz4_header(block_size: int, total: int) -> bytes:
+    """What an LZ4 frame begins with that holds `total` bytes in blocks of their own."""
+    compressor = lz4.frame.LZ4FrameCompressor(block_size=LZ4_FRAME_BLOCKS[block_size], block_linked=False)
+    return bytes(compressor.begin(source_size=total))
+
+
 class Codec:
     """Decodes the blocks of one file; safe to use from several threads."""
 
@@ -127,13 +135,11 @@ class Codec:
 
         A frame gives each block at most its block size: n of them that are n times that together are that each.
         """
-        size = LZ4_FRAME_BLOCKS.get(logical_length)
-        if size is None:
+        if logical_length not in LZ4_FRAME_BLOCKS:
             return None
         prefix, pack = _LZ4_SIZE.pack(logical_length), _LZ4_SIZE.pack
         total = len(spans) * logical_length
-        compressor = lz4.frame.LZ4FrameCompressor(block_size=size, block_linked=False)
-        parts: list[Stored] = [compressor.begin(source_size=total)]
+        parts: list[Stored] = [_lz4_header(logical_length, total)]
         for at, length in spans:
             if stored[at : at + 4] != prefix or not 4 < length <= logical_length + 4:
                 return None
