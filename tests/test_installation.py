@@ -62,11 +62,11 @@ def test_help_needs_no_packages(arguments: list[object]) -> None:
 @pytest.mark.parametrize("program", [[DAEMON], ["-m", "hexz"]], ids=["hexz-serve", "hexz"])
 def test_versions_are_told_of_all_that_is_in_use(program: list[object]) -> None:
     told = [f"hexz-serve {__version__}", f"Python {platform.python_version()}"]
-    for name in ("lz4", "zstandard", "cryptography", "blake3"):
+    for name in ("lz4", "zstandard", "cryptography", "blake3", "isal"):
         told.append(f"{name} {version(name)}" if importlib.util.find_spec(name) else f"no {name}")
     assert python(*program, "--version", cwd=ROOT).stdout == f"{told[0]}\n{', '.join(told[1:])}\n"
     without = python("-S", *program, "--version", cwd=ROOT).stdout.splitlines()
-    assert without == [told[0], f"{told[1]}, no lz4, no zstandard, no cryptography, no blake3"]
+    assert without == [told[0], f"{told[1]}, no lz4, no zstandard, no cryptography, no blake3, no isal"]
 
 
 def test_questions_about_a_daemon_need_no_packages(tmp_path: Path) -> None:

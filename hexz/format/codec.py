@@ -155,6 +155,9 @@ class Codec:
         return [plain[at : at + logical_length] for at in range(0, total, logical_length)]
 
     def _zstd_run(self, stored: memoryview, spans: Sequence[Span], logical_length: int) -> list[memoryview] | None:
+        decode_all = getattr(self._decompressor_here(), "multi_decompress_to_buffer", None)
+        if decode_all is None:  # Debian's package has it not
+            return None
         count = len(spans)
         sizes = struct.pack(f"={count}Q", *[logical_length] * count)
         try:
@@ -163,7 +166,7 @@ class Codec:
                 if frame[:4] != FRAME_MAGIC or zstandard.frame_content_size(frame) != logical_length:
                     return None
             frames = zstandard.BufferWithSegments(stored, struct.pack(f"={2 * count}Q", *chain(*spans)))
-            plain = self._decompressor_here().multi_decompress_to_buffer(frames, decompressed_sizes=sizes, threads=1)
+            plain = decode_all(frames, decompressed_sizes=sizes, threads=1)
         except zstandard.ZstdError:  # the same
             return None
         parts: list[Any] = [plain[number] for number in range(count)]  # of whose buffers the stubs know nothing

@@ -85,9 +85,7 @@ class Transmission:
         )
         self._cached = CachedReads(connection, export.stream, negotiated, self._outbox, self._counting, crowd)
         self._cold = ColdReads(pool, export.stream)
-        self._missed: dict[
-            int, int
-        ] = {}  # by cookie: bytes loaded for requests still to be answered
+        self._missed: dict[int, int] = {}  # by cookie: bytes loaded for requests still to be answered
         self._summoned = False
         if sock.family == socket.AF_UNIX:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, UNIX_SEND_BYTES)
