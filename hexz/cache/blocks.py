@@ -7,7 +7,9 @@ is not None, that is a hit, with no table and no lock involved.  Eviction sets
 Which block goes is decided by the clock algorithm, an approximation of least
 recently used that needs no bookkeeping on a hit: the hand passes blocks in the
 order they came, spares those used since it last passed, and evicts the first
-that was not.  `Block.fresh` is that mark turned round (True: not used yet), so
+that was not.  Blocks that were made together lie in one piece of memory: as long as
+most of them are used all of it stays; the few that outlive the others get memory of
+their own.  `Block.fresh` is that mark turned round (True: not used yet), so
 that a hit on a used block writes nothing.
 """
 
@@ -79,7 +81,7 @@ class BlockCache:
         self._help = help_out
         self._lock = threading.Lock()  # guards everything below; never held while a block is made
         self._table: dict[Hashable, Block] = {}
-        self._hand: deque[Block] = deque()
+        self._hand: deque[list[Block]] = deque()  # blocks that share one piece of memory come and go together
         self._loading: dict[Hashable, Loading] = {}
         self._held = 0
         self._holdings: dict[int, tuple[int, int]] = {}
@@ -117,28 +119,33 @@ class BlockCache:
                         del self._loading[claim.key]
                     if claim.block is None:
                         claim.gate.release()
+            together = []
             for claim in claims:
                 if claim is not None:
-                    self._keep(claim.key, claim.block)
+                    block = claim.block
+                    if block is None or block.data is None:
+                        self._failures += 1
+                    elif block.shared:
+                        together.append(block)
+                    else:
+                        self._keep([block])
+            if together:
+                self._keep(together)
 
-    def _keep(self, key: Hashable, block: Block | None) -> None:
+    def _keep(self, blocks: list[Block]) -> None:
         # Called with the lock.
-        if block is None or block.data is None:
-            self._failures += 1
+        self._loads += len(blocks)
+        size = sum(len(block.data) for block in blocks if block.data is not None)
+        if size > self.budget:
             return
-        self._loads += 1
-        length = len(block.data)
-        if length > self.budget:
-            return
-        self._evict(self.budget - length)
-        self._table[key] = block
-        try:
-            self._hand.append(block)
-        except MemoryError:
-            del self._table[key]
-            raise
-        self._held += length
-        self._hold(key, 1, length)
+        self._evict(self.budget - size)
+        # Before the table has them: where there is no memory for that, they would never be evicted.
+        self._hand.append(blocks)
+        for block in blocks:
+            length = len(block.data or b"")
+            self._table[block.key] = block
+            self._held += length
+            self._hold(block.key, 1, length)
 
     def wait_for(self, key: Hashable) -> Block | None:
         """The block from the cache, or from the thread that is making it; None when neither has it.
@@ -166,21 +173,25 @@ class BlockCache:
         # Called with the lock.  Two rounds at most: the first clears every mark.
         hand = self._hand
         while self._held > room:
-            block = hand.popleft()
-            data = block.data
-            if data is None:
+            blocks = [block for block in hand.popleft() if block.data is not None]
+            used = [block for block in blocks if not block.fresh]
+            if 2 * len(used) > len(blocks):
+                for block in used:
+                    block.fresh = True
+                hand.append(blocks)
                 continue
-            if not block.fresh and _stands_alone(block, data):
-                block.fresh = True
-                hand.append(block)
-                continue
-            self._drop(block, data)
-            self._evictions += 1
+            for block in blocks:
+                if block.data is not None and (block.fresh or not _stands_alone(block, block.data)):
+                    self._drop(block, block.data)
+                    self._evictions += 1
+                else:
+                    block.fresh = True
+                    hand.append([block])
 
     def _drop(self, block: Block, data: memoryview) -> None:
-        del self._table[block.key]
-        self._held -= len(data)
-        self._hold(block.key, -1, -len(data))
+        if self._table.pop(block.key, None) is not None:  # else there was no memory to put it there
+            self._held -= len(data)
+            self._hold(block.key, -1, -len(data))
         block.data = None
         block.ahead = None
 
@@ -195,7 +206,8 @@ class BlockCache:
             for block in [block for key, block in self._table.items() if belongs(key)]:
                 if block.data is not None:
                     self._drop(block, block.data)
-            self._hand = deque(block for block in self._hand if block.data is not None)
+            left = ([block for block in blocks if block.data is not None] for blocks in self._hand)
+            self._hand = deque(blocks for blocks in left if blocks)
 
     def counts(self) -> CacheFigures:
         """The figures now, consistent with each other."""

@@ -26,8 +26,30 @@ def test_a_block_that_outlives_its_neighbours_keeps_none_of_them_in_memory() -> 
     assert kept is not None and kept.data is not None
     assert kept.data.obj is whole.obj
     kept.touch()
-    loaded(cache, list(range(10, 15)))  # the hand passes 0 to 5
-    assert [number for number in range(10) if cache.find(number)] == [3, 6, 7, 8, 9]
+    loaded(cache, list(range(10, 15)))
+    assert [number for number in range(10) if cache.find(number)] == [3]
     assert kept.data is not None and len(kept.data) == SIZE
     assert kept.data.obj is not whole.obj and kept.data.nbytes == len(kept.data.obj)  # type: ignore[arg-type]
-    assert cache.counts().held == 10 * SIZE
+    assert cache.counts().held == 6 * SIZE
+
+
+def test_what_was_made_together_stays_as_it_is_while_most_of_it_is_used() -> None:
+    cache = BlockCache(10 * SIZE)
+    whole = loaded(cache, list(range(4)))
+    for number in range(3):
+        used = cache.find(number)
+        assert used is not None
+        used.touch()
+    loaded(cache, list(range(10, 16)))
+    loaded(cache, list(range(20, 22)))  # the hand spares the first four, and meets the six
+    assert [number for number in range(4) if cache.find(number)] == [0, 1, 2, 3]
+    first = cache.find(0)
+    assert first is not None and first.data is not None and first.data.obj is whole.obj
+    assert not [number for number in range(10, 16) if cache.find(number)]
+    loaded(cache, list(range(30, 36)))  # nobody used them since
+    assert not [number for number in range(4) if cache.find(number)]
+    assert cache.counts().held == 8 * SIZE
+    cache.forget(lambda key: key in (20, 30))
+    assert cache.counts().held == 6 * SIZE
+    cache.shrink()
+    assert cache.counts().held <= 3 * SIZE
