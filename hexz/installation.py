@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import platform
 import re
 import sys
 from collections.abc import Iterable
@@ -15,12 +14,14 @@ from collections.abc import Iterable
 from hexz import __version__
 from hexz.errors import PackageMissing
 
-__all__ = ["APART", "at_home", "check_packages", "how_to_get", "versions"]
+__all__ = ["APART", "PYTHON", "at_home", "check_packages", "how_to_get", "versions"]
 
 REQUIRED = {"lz4": "lz4.block", "zstandard": "zstandard"}
 """What the block codecs stand on: the package to install, and a module that only the real one has."""
 OPTIONAL = ("cryptography", "blake3", "isal")
 """For encrypted snapshots and signatures, for recorded hashes, and for CRCs that take a fraction of the time."""
+PYTHON = sys.version.split()[0]
+"""The interpreter's version, without `platform`, which takes longer to import than all that is read here."""
 APART = "uninstall both (pip uninstall hexz hexz-serve) and give each a virtual environment of its own"
 """What to do about another project's distribution ``hexz`` in the same environment."""
 _RECORD = re.compile(r"hexz-([^-]+)\.(?:dist|egg)-info")
@@ -54,7 +55,7 @@ def check_packages() -> None:
 
 def versions() -> str:
     """The versions of this program and of what it runs on, as --version prints them: two lines."""
-    found = [f"Python {platform.python_version()}"]
+    found = [f"Python {PYTHON}"]
     for name in (*REQUIRED, *OPTIONAL):
         try:
             found.append(f"{name} {importlib.import_module(name).__version__}")

@@ -6,12 +6,12 @@ clients choose.  Sizes are whole bytes, so that a bucket "below 4096" is ``le="4
 
 from __future__ import annotations
 
-import platform
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Union
 
 from hexz import __version__
+from hexz.installation import PYTHON
 from hexz.metrics.figures import Collected, OperationFigures, SnapshotFigures
 from hexz.metrics.histograms import LATENCY_BOUNDS, SIZE_BOUNDS
 from hexz.metrics.labels import CLOSE, OPEN, READ
@@ -79,7 +79,7 @@ def _histogram(
 
 
 def _about(collected: Collected) -> Iterator[str]:
-    versions = {"version": __version__, "python": platform.python_version()}
+    versions = {"version": __version__, "python": PYTHON}
     yield from _gauge("hexz_build_info", "The version that runs; always 1.", [(versions, 1)])
     yield from _gauge("hexz_snapshots", "Snapshots served.", [({}, len(collected.snapshots))])
     text = "Files that should be served and could not be opened when they were last looked for."

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import platform
 import time
 from typing import Any, NamedTuple
 
 from hexz import __version__
+from hexz.installation import PYTHON
 
 __all__ = ["Instance", "backend_facts", "daemon_info", "format_mounted"]
 
@@ -63,7 +63,7 @@ def daemon_info(
             "git_commit": "",
             "build_time": "",
             "profile": "release",
-            "rustc": f"python {platform.python_version()}",
+            "rustc": f"python {PYTHON}",
         },
         "id": own_id,
         "supervisor": supervisor,
