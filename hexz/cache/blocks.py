@@ -120,16 +120,22 @@ class BlockCache:
                     if claim.block is None:
                         claim.gate.release()
             together = []
+            unmade = False
             for claim in claims:
                 if claim is not None:
                     block = claim.block
                     if block is None or block.data is None:
                         self._failures += 1
+                        unmade = True
                     elif block.shared:
                         together.append(block)
                     else:
                         self._keep([block])
-            if together:
+            if unmade:  # of a part alone the rest would stay in memory uncounted
+                for block in together:
+                    if _stands_alone(block):
+                        self._keep([block])
+            elif together:
                 self._keep(together)
 
     def _keep(self, blocks: list[Block]) -> None:
@@ -171,22 +177,35 @@ class BlockCache:
 
     def _evict(self, room: int) -> None:
         # Called with the lock.  Two rounds at most: the first clears every mark.
+        # What is at the front leaves it last: where there is no memory for that, it is still in the hand.
         hand = self._hand
-        while self._held > room:
-            blocks = [block for block in hand.popleft() if block.data is not None]
-            used = [block for block in blocks if not block.fresh]
-            if 2 * len(used) > len(blocks):
-                for block in used:
-                    block.fresh = True
-                hand.append(blocks)
-                continue
+        while self._held > room and hand:
+            blocks = hand[0]
+            held = used = 0
             for block in blocks:
-                if block.data is not None and (block.fresh or not _stands_alone(block, block.data)):
+                held += block.data is not None
+                used += block.data is not None and not block.fresh
+            if 2 * used > held:
+                for block in blocks:
+                    block.fresh = True
+                hand.rotate(-1)
+                continue
+            hand.popleft()
+            for block in blocks:
+                if block.data is not None and (block.fresh or not self._outlives(block)):
                     self._drop(block, block.data)
                     self._evictions += 1
-                else:
-                    block.fresh = True
-                    hand.append([block])
+
+    def _outlives(self, block: Block) -> bool:
+        """Keep a block without its neighbours; False where there is no memory for that.  Called with the lock."""
+        try:
+            if not _stands_alone(block):
+                return False
+            self._hand.append([block])
+        except MemoryError:
+            return False
+        block.fresh = True
+        return True
 
     def _drop(self, block: Block, data: memoryview) -> None:
         if self._table.pop(block.key, None) is not None:  # else there was no memory to put it there
@@ -240,11 +259,11 @@ class BlockCache:
             del self._holdings[file]
 
 
-def _stands_alone(block: Block, data: memoryview) -> bool:
-    """See that a block that stays keeps none of its neighbours in memory; False where there is none for that."""
-    if block.shared:
+def _stands_alone(block: Block) -> bool:
+    """See that a block keeps none of its neighbours in memory; False where there is none for that."""
+    if block.shared and block.data is not None:
         try:
-            block.data = memoryview(bytes(data))
+            block.data = memoryview(bytes(block.data))
         except MemoryError:
             return False
         block.shared = False

@@ -23,11 +23,12 @@ class Workers:
         self._tasks: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._lock = threading.Lock()
         self._started = False  # written under _lock
+        self._stopping = False  # written under _lock; a task that offers another then would start threads anew
         self._threads: list[threading.Thread] = []  # guarded by _lock
 
     def offer(self, task: Callable[[], None]) -> bool:
         """Queue `task`, which must not raise; False when there is no thread or no room for it."""
-        if not self.count or self._tasks.qsize() >= MAX_QUEUED:
+        if not self.count or self._stopping or self._tasks.qsize() >= MAX_QUEUED:
             return False
         if not self._started and not self._start():
             return False
@@ -37,8 +38,8 @@ class Workers:
     def _start(self) -> bool:
         """Start the threads; False when the system has none to give, and then a later task tries again."""
         with self._lock:
-            if self._started:
-                return True
+            if self._started or self._stopping:
+                return self._started
             for number in range(len(self._threads), self.count):
                 thread = threading.Thread(target=self._run, name=f"decode-{number}", daemon=True)
                 try:
@@ -65,11 +66,13 @@ class Workers:
         """Wait until the queue is empty and the threads have ended; a later `offer` starts new ones."""
         with self._lock:
             threads, self._threads = self._threads, []
-            self._started = False
+            self._stopping = True
         for _ in threads:
             self._tasks.put(None)
         for thread in threads:
             thread.join()  # no time-out: each ends with its last task, and those never wait
+        with self._lock:
+            self._started = self._stopping = False
 
     def _run(self) -> None:
         while True:

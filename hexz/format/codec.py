@@ -17,7 +17,6 @@ from itertools import chain
 from typing import Any, NamedTuple, Union
 
 import lz4.block
-import lz4.frame
 import zstandard
 
 from hexz.format.errors import BlockDamage
@@ -33,12 +32,17 @@ MAX_WINDOW = 128 << 20
 MAX_FRAME_HEADER = 18
 """Longest beginning of a Zstandard frame in front of its blocks, bytes (RFC 8878 sections 3.1.1 and 3.1.1.1)."""
 
-LZ4_FRAME_BLOCKS = {
-    64 << 10: lz4.frame.BLOCKSIZE_MAX64KB,
-    256 << 10: lz4.frame.BLOCKSIZE_MAX256KB,
-    1 << 20: lz4.frame.BLOCKSIZE_MAX1MB,
-    4 << 20: lz4.frame.BLOCKSIZE_MAX4MB,
-}
+try:
+    import lz4.frame
+except ImportError:  # which needs more of the standard library than the rest of that package
+    LZ4_FRAME_BLOCKS: dict[int, int] = {}
+else:
+    LZ4_FRAME_BLOCKS = {
+        64 << 10: lz4.frame.BLOCKSIZE_MAX64KB,
+        256 << 10: lz4.frame.BLOCKSIZE_MAX256KB,
+        1 << 20: lz4.frame.BLOCKSIZE_MAX1MB,
+        4 << 20: lz4.frame.BLOCKSIZE_MAX4MB,
+    }
 """The block sizes of an LZ4 frame, bytes (its format, "BD byte")."""
 _LZ4_SIZE = struct.Struct("<I")
 _LZ4_END = bytes(4)

@@ -9,6 +9,7 @@ since few connections are served best by their own threads.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import select
 import threading
@@ -86,6 +87,7 @@ class Crowd:
         """
         fd = connection.sock.fileno()
         member = _Member(connection, turn)
+        connection.silence = member.silence
         try:
             with self._lock:
                 if self._epoll is None:
@@ -98,8 +100,8 @@ class Crowd:
                     raise
         except (OSError, RuntimeError) as error:  # out of descriptors, of what the kernel watches, or of threads
             log.debug("a connection keeps its own thread: %s", error)
+            connection.silence = None
             return True
-        connection.silence = member.silence
         member.gate.acquire()  # no time-out: the crowd sends home who is idle or summoned
         connection.silence = None
         return not member.ended
@@ -144,14 +146,9 @@ class Crowd:
                 try:
                     if member.turn():
                         continue
-                except OSError:  # the peer has gone
-                    member.ended = True
-                except MemoryError:
-                    log.warning("%s: no memory to go on: hanging up", member.connection.peer)
-                    member.ended = True
-                except Exception:
-                    log.exception("unexpected trouble in the crowd")
-                    member.ended = True
+                except Exception as error:
+                    member.ended = True  # first: there may be no memory to say so
+                    _tell(member, error)
                 self._send_home(epoll, fd)
             if turns >= WINDOW:
                 if len(busy) >= self._least:
@@ -175,6 +172,18 @@ class Crowd:
 
     def _send_home(self, epoll: select.epoll, fd: int) -> None:
         with self._lock:
-            epoll.unregister(fd)
-            member = self._members.pop(fd)
+            member = self._members.pop(fd, None)
+            if member is None:  # it never came to be one
+                return
+            with contextlib.suppress(OSError):
+                epoll.unregister(fd)
         member.gate.release()
+
+
+def _tell(member: _Member, error: Exception) -> None:
+    """Log why a member has ended, unless that is only its peer's going."""
+    with contextlib.suppress(MemoryError):
+        if isinstance(error, MemoryError):
+            log.warning("%s: no memory to go on: hanging up", member.connection.peer)
+        elif not isinstance(error, OSError):
+            log.error("unexpected trouble in the crowd", exc_info=error)

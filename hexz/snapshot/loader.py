@@ -133,7 +133,7 @@ class BlockLoader:
             if made:
                 self._file.counts.heat.note(self._name, run.start, run.end)
         for (number, _), block in zip(duties, made):
-            if block.data is not None and len(block.data) <= self._slot_limit:
+            if block.data is not None and len(block.data) <= self._slot_limit and self._blocks.find(block.key) is block:
                 run.page.slots[number] = block
         return made
 
@@ -262,6 +262,21 @@ class BlockLoader:
             use = None
         page, number = wanted[-1]
         return page.page.block_start(number) + page.page.logical[number]
+
+    def later(self, action: Callable[[], None]) -> None:
+        """Have a worker do `action`, whose trouble is nobody's; not at all while they have enough to do."""
+
+        def work() -> None:
+            try:
+                action()
+            except HexzError as error:
+                self._file.note_failure(error)
+            except MemoryError:
+                self._blocks.shrink()
+            except Exception as error:
+                self._file.note_bug(error)
+
+        self._workers.offer(work)
 
     def _task(self, run: Run, use: Use, counted: bool = False) -> Callable[[], None]:
         """The work of loading a run; `counted` when nobody is known to need it yet."""

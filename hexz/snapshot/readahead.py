@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Optional
 
 __all__ = ["ReadAhead"]
@@ -22,14 +23,17 @@ LAST_WINDOW = 4 << 20
 
 Queue = Callable[[int, int, Callable[[], None]], Optional[int]]
 """(position, bytes, callback) -> where the queued window ends, or None when nothing was queued."""
+Later = Callable[[Callable[[], None]], object]
+"""Has a piece of work done by another thread, or not at all where there is none free."""
 
 
 class ReadAhead:
     """The sequential readers of one stream; `queue` decompresses a window in the background."""
 
-    def __init__(self, queue: Queue, largest: int) -> None:
-        """`largest` bounds the window in bytes, for caches that are small."""
+    def __init__(self, queue: Queue, later: Later, largest: int) -> None:
+        """`later` runs what must not wait for a disk here; `largest` bounds the window in bytes, for small caches."""
         self._queue = queue
+        self._later = later
         self._largest = min(LAST_WINDOW, largest)
         self._lock = threading.Lock()
         self._expected: dict[int, int] = {}  # where a miss ended -> next window; guarded by _lock
@@ -53,8 +57,9 @@ class ReadAhead:
         end: int | None = None
 
         def use() -> None:
+            # Whoever uses a block serves others too, perhaps, and the index behind it may still be on the disk.
             if end is not None:
-                self._extend(end, following)
+                self._later(partial(self._extend, end, following))
 
         end = self._queue(position, window, use)
         if end is not None:

@@ -63,7 +63,7 @@ class Stream:
         self.loader = BlockLoader(file, pages, context.blocks, context.workers, context.decoding)
         self._loaded = pages.loaded
         self._blocks = context.blocks
-        self._readahead = ReadAhead(self.loader.ahead, context.blocks.budget // 8)
+        self._readahead = ReadAhead(self.loader.ahead, self.loader.later, context.blocks.budget // 8)
         self._relatives = relatives
         self._sources: dict[int, tuple[Stream, int]] = {}
         self._recent: LoadedPage | None = None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from hexz.cache import BlockCache, Loading
+import pytest
+
+from hexz.cache import Block, BlockCache, Loading, blocks
 
 SIZE = 1000
 
@@ -53,3 +55,39 @@ def test_what_was_made_together_stays_as_it_is_while_most_of_it_is_used() -> Non
     assert cache.counts().held == 6 * SIZE
     cache.shrink()
     assert cache.counts().held <= 3 * SIZE
+
+
+def test_what_is_left_of_a_run_that_failed_keeps_none_of_it_in_memory() -> None:
+    """As where a block in the middle is not what its hash says: those before it are kept, and they alone."""
+    cache = BlockCache(10 * SIZE)
+    claims: list[Loading | None] = []
+    cache.claim([1, 2, 3], claims)
+    whole = memoryview(bytes(3 * SIZE))
+    assert claims[0] is not None
+    block = claims[0].done(whole[:SIZE], fresh=True)
+    cache.settle(claims)
+    assert cache.find(1) is block and block.data is not None
+    assert block.data.obj is not whole.obj
+    assert cache.counts().held == SIZE
+
+
+def test_without_memory_the_rest_is_still_evicted(monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = BlockCache(10 * SIZE)
+    for start in (0, 4):
+        loaded(cache, list(range(start, start + 4)))
+        used = cache.find(start)
+        assert used is not None
+        used.touch()
+
+    def none(block: Block) -> bool:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(blocks, "_stands_alone", none)
+        cache.shrink()
+        cache.shrink()
+        cache.shrink()
+        cache.shrink()
+    loaded(cache, list(range(20, 30)))
+    assert cache.counts().held == 10 * SIZE
+    assert not [number for number in range(8) if cache.find(number)]

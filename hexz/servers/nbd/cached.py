@@ -79,7 +79,7 @@ class CachedReads:
                 goes_on = crowd.stay(connection, partial(next, turns, None))
                 self._flags = 0
                 if not goes_on:
-                    return False
+                    raise ConnectionAbortedError("it ended in the crowd, perhaps in the middle of a reply")
         if self._left is not None:
             (reads, sent), self._left = self._left, None
             self._send_rest(reads, sent)

@@ -170,7 +170,12 @@ class ColdReads:
         """Load one of the waiting reads here rather than sleep, if that is quick; whether there was one."""
         read = self._pool.take_back(self) if self.quick else None
         if read is not None:
-            self.load(read)
+            try:
+                self.load(read)
+            except MemoryError:  # not even for the news: nobody else has the read any more
+                self.waiting -= 1
+                self._bytes -= read.length
+                raise
         return read is not None
 
     def abandon(self) -> None:
