@@ -44,6 +44,8 @@ else:
         4 << 20: lz4.frame.BLOCKSIZE_MAX4MB,
     }
 """The block sizes of an LZ4 frame, bytes (its format, "BD byte")."""
+LEAST_FRAMES = 8
+"""Fewer Zstandard frames are decoded one by one: each call for many makes a context of its own."""
 _LZ4_SIZE = struct.Struct("<I")
 _LZ4_END = bytes(4)
 
@@ -160,9 +162,9 @@ class Codec:
 
     def _zstd_run(self, stored: memoryview, spans: Sequence[Span], logical_length: int) -> list[memoryview] | None:
         decode_all = getattr(self._decompressor_here(), "multi_decompress_to_buffer", None)
-        if decode_all is None:  # Debian's package has it not
-            return None
         count = len(spans)
+        if decode_all is None or count < LEAST_FRAMES:  # Debian's package has it not
+            return None
         sizes = struct.pack(f"={count}Q", *[logical_length] * count)
         try:
             for at, length in spans:
