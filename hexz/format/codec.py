@@ -22,7 +22,7 @@ import zstandard
 from hexz.format.errors import BlockDamage
 from hexz.format.header import Compression
 
-__all__ = ["MAX_FRAME_HEADER", "Codec", "Encoder", "FrameMarks", "crc32", "find_crc32", "frame_marks"]
+__all__ = ["MAX_FRAME_HEADER", "Codec", "Encoder", "FrameMarks", "crc32", "frame_marks"]
 
 FRAME_MAGIC = b"\x28\xb5\x2f\xfd"
 """How a frame with content begins (RFC 8878 section 3.1.1)."""
@@ -54,7 +54,7 @@ Span = tuple[int, int]
 """Where a stored block begins, and its length, bytes."""
 
 
-def find_crc32() -> Callable[[Stored], int]:
+def _find_crc32() -> Callable[[Stored], int]:
     """CRC-32 (ISO-HDLC) by the package ``isal``, several times as fast, where that is installed and right."""
     try:
         found: Callable[[Stored], int] = importlib.import_module("isal.isal_zlib").crc32
@@ -63,7 +63,7 @@ def find_crc32() -> Callable[[Stored], int]:
     return found if found(b"123456789") == zlib.crc32(b"123456789") else zlib.crc32
 
 
-crc32 = find_crc32()
+crc32 = _find_crc32()
 
 
 class FrameMarks(NamedTuple):

@@ -265,30 +265,26 @@ class BlockLoader:
 
     def later(self, action: Callable[[], None]) -> None:
         """Have a worker do `action`, whose trouble is nobody's; not at all while they have enough to do."""
-
-        def work() -> None:
-            try:
-                action()
-            except HexzError as error:
-                self._file.note_failure(error)
-            except MemoryError:
-                self._blocks.shrink()
-            except Exception as error:
-                self._file.note_bug(error)
-
-        self._workers.offer(work)
+        self._workers.offer(self._favour(action))
 
     def _task(self, run: Run, use: Use, counted: bool = False) -> Callable[[], None]:
         """The work of loading a run; `counted` when nobody is known to need it yet."""
 
-        def work() -> None:
-            # Nobody waits for this result: whoever asks for such a block meets the same trouble and is told.
+        def load() -> None:
             began = time.perf_counter()
+            made = self.load_run(run, fresh=True, use=use)
+            if made and counted:
+                size = sum(len(data) for data in (block.data for block in made) if data is not None)
+                self._file.counts.ahead.add(len(made), size, time.perf_counter() - began)
+
+        return self._favour(load)
+
+    def _favour(self, action: Callable[[], None]) -> Callable[[], None]:
+        """`action` without what it raises: nobody waits for it, and whoever needs the same is told of the trouble."""
+
+        def work() -> None:
             try:
-                made = self.load_run(run, fresh=True, use=use)
-                if made and counted:
-                    size = sum(len(data) for data in (block.data for block in made) if data is not None)
-                    self._file.counts.ahead.add(len(made), size, time.perf_counter() - began)
+                action()
             except HexzError as error:
                 self._file.note_failure(error)
             except MemoryError:

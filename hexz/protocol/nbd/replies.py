@@ -20,6 +20,8 @@ from hexz.protocol.nbd.constants import (
     CHUNK_OFFSET_DATA,
     CHUNK_OFFSET_HOLE,
     EXTENDED_REPLY_MAGIC,
+    EXTENDED_REQUEST_MAGIC,
+    REQUEST_MAGIC,
     SIMPLE_REPLY_MAGIC,
     STRUCTURED_REPLY_MAGIC,
 )
@@ -27,8 +29,8 @@ from hexz.protocol.nbd.layouts import CHUNK, ERROR, HOLE, U32, U64
 
 __all__ = [
     "EXTENDED_DATA",
-    "EXTENDED_REQUEST",
     "REQUEST",
+    "REQUEST_FORMS",
     "SIMPLE_REPLY",
     "STRUCTURED_DATA",
     "Buffer",
@@ -41,6 +43,8 @@ Buffer = Union[bytes, memoryview]
 REQUEST = struct.Struct(">IHHQQI")
 """magic, command flags, type, cookie, offset, length"""
 EXTENDED_REQUEST = struct.Struct(">IHHQQQ")
+REQUEST_FORMS = {False: (REQUEST, REQUEST_MAGIC), True: (EXTENDED_REQUEST, EXTENDED_REQUEST_MAGIC)}
+"""Whether extended headers were negotiated -> the layout of a request, and what it begins with"""
 SIMPLE_REPLY = struct.Struct(">IIQ")
 """magic, error, cookie"""
 _EXTENDED_CHUNK = struct.Struct(">IHHQQQ")

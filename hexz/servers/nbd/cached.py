@@ -9,11 +9,9 @@ from time import perf_counter
 
 from hexz.metrics.counters import FAST_S
 from hexz.protocol.nbd import constants as c
-from hexz.protocol.nbd.handshake import Negotiated
 from hexz.protocol.nbd.replies import (
     EXTENDED_DATA,
-    EXTENDED_REQUEST,
-    REQUEST,
+    REQUEST_FORMS,
     SIMPLE_REPLY,
     STRUCTURED_DATA,
     Buffer,
@@ -45,16 +43,16 @@ class CachedReads:
         self,
         connection: Connection,
         stream: Stream,
-        negotiated: Negotiated,
+        chunks: ChunkedReplies | None,
         outbox: Outbox,
         counting: NbdCounting,
         crowd: Crowd,
     ) -> None:
-        """`outbox` sends what the socket does not take at once."""
+        """`chunks` as `Outbox` has it, and `outbox` sends what the socket does not take at once."""
         self._connection = connection
         self._stream = stream
-        self._chunks = ChunkedReplies(negotiated.extended) if negotiated.structured else None
-        self._extended = negotiated.extended
+        self._chunks = chunks
+        self._extended = chunks is not None and chunks.extended
         self._outbox = outbox
         self._counting = counting
         self._crowd = crowd
@@ -102,7 +100,7 @@ class CachedReads:
         connection, counting, stream = self._connection, self._counting, self._stream
         summons = connection.listener.summons
         receive, send, now = connection.sock.recv_into, connection.sock.sendmsg, perf_counter
-        form, magic = (EXTENDED_REQUEST, c.EXTENDED_REQUEST_MAGIC) if self._extended else (REQUEST, c.REQUEST_MAGIC)
+        form, magic = REQUEST_FORMS[self._extended]
         size, unpack = form.size, form.iter_unpack
         chunks, end, read_cached = self._chunks, stream.size, stream.read_cached
         pack = (EXTENDED_DATA if self._extended else STRUCTURED_DATA).pack

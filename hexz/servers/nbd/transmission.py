@@ -20,8 +20,7 @@ from hexz.metrics.labels import FAILED, OK
 from hexz.protocol.nbd import constants as c
 from hexz.protocol.nbd.handshake import Negotiated
 from hexz.protocol.nbd.replies import (
-    EXTENDED_REQUEST,
-    REQUEST,
+    REQUEST_FORMS,
     ChunkedReplies,
     simple_error,
 )
@@ -72,8 +71,7 @@ class Transmission:
         self._contexts = negotiated.contexts
         self._chunks = ChunkedReplies(negotiated.extended) if negotiated.structured else None
         self._extended = negotiated.extended
-        self._format = EXTENDED_REQUEST if negotiated.extended else REQUEST
-        self._magic = c.EXTENDED_REQUEST_MAGIC if negotiated.extended else c.REQUEST_MAGIC
+        self._format, self._magic = REQUEST_FORMS[negotiated.extended]
         self._buffer = bytearray(max(RECEIVE_BYTES, len(received)))
         self._buffer[: len(received)] = received
         self._view = memoryview(self._buffer)
@@ -83,7 +81,7 @@ class Transmission:
         self._outbox = Outbox(
             sock, connection.peer, export.stream, self._chunks, self._counting, lambda: connection.hurried
         )
-        self._cached = CachedReads(connection, export.stream, negotiated, self._outbox, self._counting, crowd)
+        self._cached = CachedReads(connection, export.stream, self._chunks, self._outbox, self._counting, crowd)
         self._cold = ColdReads(pool, export.stream)
         self._missed: dict[int, int] = {}  # by cookie: bytes loaded for requests still to be answered
         self._summoned = False
