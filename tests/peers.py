@@ -11,6 +11,9 @@ import subprocess
 import sys
 import tempfile
 import threading
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -118,6 +121,19 @@ def write_secret(path: Path, content: str | bytes) -> Path:
     path.chmod(0o600)
     path.write_bytes(content.encode() if isinstance(content, str) else content)
     return path
+
+
+def fetch(
+    url: str, method: str = "GET", headers: Mapping[str, str] | None = None, body: bytes = b""
+) -> tuple[int, bytes]:
+    """Status and body of one request, whatever the status is."""
+    asked = urllib.request.Request(url, body or None, dict(headers or {}), method=method)
+    try:
+        with urllib.request.urlopen(asked, timeout=30) as answer:
+            return answer.status, answer.read()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read()
 
 
 class Server:

@@ -114,8 +114,7 @@ def nbd_shape(jobs: int, depth: int, size: str = "4k", *options: str) -> Measure
     """What fio reaches: reads a second, or megabytes where they are sequential."""
 
     def measure(side: Side) -> float:
-        server = nbd.Running(side.warm.process, side.warm.nbd.rstrip("/"), side.warm.nbd_port)  # type: ignore[arg-type]
-        figures = nbd.fio(server, jobs, depth, f"--bs={size}", "--time_based", f"--runtime={SECONDS}", *options)
+        figures = nbd.fio(side.warm.nbd, jobs, depth, f"--bs={size}", "--time_based", f"--runtime={SECONDS}", *options)
         return figures["bytes"] / 1e6 if options else figures["iops"]
 
     return measure
@@ -132,19 +131,12 @@ def ranges(length: int, connections: int) -> Measure:
     return measure
 
 
-def copied(uri: str) -> float:
-    """Megabytes a second of nbdcopy."""
-    began = time.perf_counter()
-    subprocess.run(["nbdcopy", uri, "null:"], check=True)
-    return nbd.IMAGE_BYTES / 1e6 / (time.perf_counter() - began)
-
-
 def cold_copy(form: str) -> Measure:
     """A whole copy from a daemon just started."""
 
     def measure(side: Side) -> float:
         with daemon(side.checkout, "--nbd-port", 0, "--cache-size", "1G", getattr(side.files, form)) as server:
-            return copied(server.nbd)
+            return nbd.copied(server.nbd)
 
     return measure
 
@@ -155,8 +147,7 @@ def cold_random(form: str, jobs: int) -> Measure:
 
     def measure(side: Side) -> float:
         with daemon(side.checkout, "--nbd-port", 0, "--cache-size", "8M", getattr(side.files, form)) as server:
-            running = nbd.Running(server.process, server.nbd.rstrip("/"), server.nbd_port)  # type: ignore[arg-type]
-            return nbd.fio(running, jobs, 16, *once)["iops"]
+            return nbd.fio(server.nbd, jobs, 16, *once)["iops"]
 
     return measure
 
@@ -214,7 +205,7 @@ WORKS: dict[str, list[tuple[str, str, Measure]]] = {
             for jobs, depth in ((1, 1), (4, 1), (16, 1), (1, 16), (1, 64), (4, 16), (4, 64))
         ),
         ("NBD cached 256 KiB sequential, 1 x 8", "MB/s", nbd_shape(1, 8, "256k", "--rw=read")),
-        ("NBD cached nbdcopy", "MB/s", lambda side: copied(side.warm.nbd)),
+        ("NBD cached nbdcopy", "MB/s", lambda side: nbd.copied(side.warm.nbd)),
     ],
     "cold": [
         ("NBD cold nbdcopy, lz4", "MB/s", cold_copy("lz4")),
@@ -282,7 +273,7 @@ def main() -> int:
         sides = []
         for where in (checkout, ROOT):
             server = stack.enter_context(daemon(where, *options, image))
-            copied(server.nbd)
+            nbd.copied(server.nbd)
             sides.append(Side(where, server, files, folder))
         rows = []
         for row in compare(*sides, names or list(WORKS)):

@@ -127,10 +127,10 @@ def _qemu(path: Path, form: str) -> Callable[[int], list[object]]:
     return lambda port: ["qemu-nbd", "-r", "-t", "-e", "1024", "-b", "127.0.0.1", "-p", port, "-f", form, path]
 
 
-def fio(server: Running, jobs: int, depth: int, *options: str) -> dict[str, float]:
+def fio(uri: str, jobs: int, depth: int, *options: str) -> dict[str, float]:
     """Reads per second and bytes per second of one fio run."""
     report = _quietly(
-        "fio", "--name=n", "--ioengine=nbd", f"--uri={server.uri}", "--rw=randread", "--bs=4k", f"--numjobs={jobs}",
+        "fio", "--name=n", "--ioengine=nbd", f"--uri={uri}", "--rw=randread", "--bs=4k", f"--numjobs={jobs}",
         f"--iodepth={depth}", "--thread", "--group_reporting", f"--size={IMAGE_BYTES}", "--randrepeat=0",
         "--output-format=json", *options,
     )  # fmt: skip
@@ -142,10 +142,10 @@ def _warm(server: Running) -> None:
     _quietly("nbdcopy", "--no-extents", server.uri, "null:")
 
 
-def _copy(server: Running) -> float:
+def copied(uri: str) -> float:
     """Megabytes a second of one whole copy."""
     began = time.perf_counter()
-    _quietly("nbdcopy", server.uri, "null:")
+    _quietly("nbdcopy", uri, "null:")
     return IMAGE_BYTES / 1e6 / (time.perf_counter() - began)
 
 
@@ -183,12 +183,12 @@ def cached_rows(files: Files) -> list[Row]:
                 sequential = ["--rw=read"] if "sequential" in name else []
                 for which, server in running.items():
                     figures = fio(
-                        server, jobs, depth, f"--bs={size}", "--time_based", f"--runtime={SECONDS}", *sequential
+                        server.uri, jobs, depth, f"--bs={size}", "--time_based", f"--runtime={SECONDS}", *sequential
                     )
                     figure = figures["bytes"] / 1e6 if sequential else figures["iops"]
                     samples.setdefault(name, {}).setdefault(which, []).append(figure)
             for which, server in running.items():
-                samples.setdefault(COPY, {}).setdefault(which, []).append(_copy(server))
+                samples.setdefault(COPY, {}).setdefault(which, []).append(copied(server.uri))
     rows = []
     for name, goal in [*((work[0], work[4]) for work in CACHED), (COPY, 0.0)]:
         figures = _median(samples[name])
@@ -212,9 +212,9 @@ def cold_rows(files: Files) -> list[Row]:
     for _ in range(ROUNDS):
         for name, command in servers.items():
             with _serving(command) as server:
-                copies[name].append(_copy(server))
+                copies[name].append(copied(server.uri))
             with _serving(command) as server:
-                reads[name].append(fio(server, 1, 16, *once)["iops"])
+                reads[name].append(fio(server.uri, 1, 16, *once)["iops"])
     rows = []
     for work, unit, samples, goals in (
         (COPY, "MB/s", copies, (3.0, 2.0)),

@@ -7,8 +7,6 @@ import os
 import socket
 import subprocess
 import sys
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 import pytest
@@ -18,7 +16,7 @@ from hexz.options.parser import parse_arguments
 from hexz.rights.exposure import Access, Anonymous, Place, Reach, parse_anonymous, tcp_place
 from tests.conftest import CORPUS
 from tests.daemon.test_notify import PASS
-from tests.peers import ROOT, STOP_S, Server, write_secret
+from tests.peers import ROOT, STOP_S, Server, fetch, write_secret
 
 GOOD = CORPUS / "0.7.0-lz4-onebyte.hxz"
 LOOPBACK = tcp_place("127.0.0.1", "here")
@@ -150,14 +148,8 @@ def test_the_command_line(words: list[str], says: str) -> None:
 # The daemon
 
 
-def fetch(url: str, method: str = "GET", **headers: str) -> int:
-    asked = urllib.request.Request(url, method=method, headers=headers)
-    try:
-        with urllib.request.urlopen(asked, timeout=30) as answer:
-            return int(answer.status)
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code
+def status_of(url: str, **headers: str) -> int:
+    return fetch(url, headers=headers)[0]
 
 
 def run_daemon(*arguments: object, **environment: str) -> tuple[int, str, str]:
@@ -183,15 +175,15 @@ def test_credentials_count_for_bind(credentials: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(credentials))
     with Server("--bind", "0.0.0.0", "--http-port", 0, GOOD) as server:
         url = server.http.replace("0.0.0.0", "127.0.0.1")
-        assert fetch(f"{url}/info") == 401
-        assert fetch(f"{url}/info", Authorization=f"Bearer {TOKEN}") == 200
+        assert status_of(f"{url}/info") == 401
+        assert status_of(f"{url}/info", Authorization=f"Bearer {TOKEN}") == 200
         assert "unencrypted: --tls-cert" in server.stderr()
     (credentials / "tokens").rename(credentials / "token")
     status, _, errors = run_daemon("--bind", "0.0.0.0", "--http-port", 0, GOOD)
     assert (status, "--token-file" in errors) == (2, True)
     with Server("--http-port", 0, GOOD) as server:
         assert "the credential 'token' means nothing here: tokens, s3-keys, password, seal-key do" in server.stderr()
-        assert fetch(f"{server.http}/info") == 200
+        assert status_of(f"{server.http}/info") == 200
     with Server("--http-port", 0, "--token-file", credentials / "token", GOOD) as server:
         assert warned(server) == []
     status, _, errors = run_daemon("--http-port", 0, "--token-file", credentials / "tokens", GOOD)
@@ -256,8 +248,8 @@ def test_an_open_listener_beside_a_lock_is_told(tmp_path: Path) -> None:
         assert warned(server) == []
     with Server("--http-port", 0, "--token-file", tokens, "--allow-anonymous=http", GOOD) as server:
         assert "may read without a token: --allow-anonymous=http opens it although --token-file" in server.stderr()
-        assert fetch(f"{server.http}/info") == 200
-        assert fetch(f"{server.http}/info", Authorization="Bearer wrong-wrong-wrong-wrong") == 401
+        assert status_of(f"{server.http}/info") == 200
+        assert status_of(f"{server.http}/info", Authorization="Bearer wrong-wrong-wrong-wrong") == 401
 
 
 def test_a_socket_that_lets_everybody_in_is_told(tmp_path: Path) -> None:
@@ -338,13 +330,7 @@ def test_strangers_from_a_network_read_images_and_do_not_write(tmp_path: Path) -
     options = ("--http-port", 0, "--images-dir", images, "--images-allow", files, f"snap={GOOD}")
 
     def ask(base: str, method: str, path: str, headers: dict[str, str], body: bytes = b"") -> tuple[int, bytes]:
-        asked = urllib.request.Request(f"{base}/images/{path}", body or None, headers, method=method)
-        try:
-            with urllib.request.urlopen(asked, timeout=30) as answer:
-                return answer.status, answer.read()
-        except urllib.error.HTTPError as error:
-            with error:
-                return error.code, error.read()
+        return fetch(f"{base}/images/{path}", method, headers, body)
 
     kind = {"Content-Type": "application/octet-stream"}
     one = {"Range": "bytes=0-0", **kind}

@@ -7,7 +7,6 @@ import json
 import signal
 import ssl
 import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -20,7 +19,7 @@ from hexz.errors import ConfigError
 from hexz.servers.s3.access import KeyFile
 from tests.conftest import CORPUS
 from tests.crafted import Craft
-from tests.peers import ROOT, Server, need, need_module, run, write_secret
+from tests.peers import ROOT, Server, fetch, need, need_module, run, write_secret
 from tests.s3.serving import (
     ACCESS_KEY,
     LIMITED_KEY,
@@ -31,6 +30,7 @@ from tests.s3.serving import (
     serving_s3,
     write_keys,
 )
+from tests.waiting import until
 
 boto3 = need_module("boto3")
 UNSIGNED = need_module("botocore").UNSIGNED
@@ -57,16 +57,6 @@ def refusal(call: Callable[[], Any]) -> tuple[int, str]:
         call()
     answer = caught.value.response
     return answer["ResponseMetadata"]["HTTPStatusCode"], answer["Error"]["Code"]
-
-
-def fetch(url: str, method: str = "GET", **headers: str) -> tuple[int, bytes]:
-    asked = urllib.request.Request(url, method=method, headers=headers)
-    try:
-        with urllib.request.urlopen(asked, timeout=30) as answer:
-            return answer.status, answer.read()
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code, error.read()
 
 
 def test_keys_and_their_rights(endpoint: Endpoint) -> None:
@@ -175,7 +165,7 @@ def test_presigned_urls(endpoint: Endpoint, disk: bytes) -> None:
     wanted = {"Bucket": "snap", "Key": "disk", "ResponseContentDisposition": 'attachment; filename="a b+c"'}
     url = client.generate_presigned_url("get_object", wanted, ExpiresIn=100)
     assert fetch(url) == (200, disk)
-    assert fetch(url, Range="bytes=5-9") == (206, disk[5:10])
+    assert fetch(url, headers={"Range": "bytes=5-9"}) == (206, disk[5:10])
     for other in (url.replace("/disk", "/memory"), url.replace("Expires=100", "Expires=1000"), f"{url}&x=1"):
         status, body = fetch(other)
         assert (status, b"<Code>SignatureDoesNotMatch</Code>" in body) == (403, True)
@@ -265,7 +255,7 @@ def test_tls_log_and_reload(snapshot_file: Path, tmp_path: Path) -> None:
         url = f"https://{url.partition('://')[2]}"
         client = client_for(url, verify=str(certificate))
         assert client.head_object(Bucket="snap", Key="disk")["ContentLength"] > 0
-        wait_until(lambda: log.read_text().endswith("\n"))  # a line is written when its answer is gone
+        until(lambda: log.read_text().endswith("\n"))  # a line is written when its answer is gone
         entry = json.loads(log.read_text())
         assert (entry["token"], entry["method"], entry["path"]) == (ACCESS_KEY, "HEAD", "/snap/disk")
         assert entry["host"] == url.partition("://")[2].rstrip("/")
@@ -275,25 +265,21 @@ def test_tls_log_and_reload(snapshot_file: Path, tmp_path: Path) -> None:
         with urllib.request.urlopen(link, timeout=30, context=context) as answer:
             assert answer.status == 200
         signature = link.partition("X-Amz-Signature=")[2].partition("&")[0]
-        wait_until(lambda: "X-Amz-Signature=..." in log.read_text())
+        until(lambda: "X-Amz-Signature=..." in log.read_text())
         assert signature not in log.read_text()
         write_secret(keys, "NEWKEY a-new-secret-of-some-length\n")
         server.process.send_signal(signal.SIGHUP)
         fresh = client_for(url, "NEWKEY", "a-new-secret-of-some-length", verify=str(certificate))
-        wait_until(lambda: fresh.list_buckets()["Buckets"])
+        until(lambda: lists_buckets(fresh))
         assert refusal(lambda: client.list_buckets()) == (403, "InvalidAccessKeyId")
 
 
-def wait_until(call: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + 30
-    while True:
-        try:
-            if call():
-                return
-        except ClientError as error:
-            assert time.monotonic() < deadline, error
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+def lists_buckets(client: Any) -> bool:
+    """Whether the client's key counts by now."""
+    try:
+        return bool(client.list_buckets()["Buckets"])
+    except ClientError:
+        return False
 
 
 def test_anybody_may_learn_the_region(endpoint: Endpoint) -> None:
@@ -352,7 +338,7 @@ def test_no_log_has_a_signature_that_opens_anything(tmp_path: Path) -> None:
         signature = link.partition("X-Amz-Signature=")[2].partition("&")[0]
         for asked in (link, link.replace("Signature=", "%53ignature=")):
             assert fetch(asked)[0] == 500
-        wait_until(lambda: len(log.read_text().splitlines()) == 2)
+        until(lambda: len(log.read_text().splitlines()) == 2)
         said = server.stderr()
     assert len(signature) == 64 and "CRC-32" in said
     assert signature not in said and signature not in log.read_text()
