@@ -16,12 +16,16 @@ that a hit on a used block writes nothing.
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Sequence
 
 from hexz.metrics.figures import CacheFigures
 
 __all__ = ["EMPTY", "Block", "BlockCache", "Loading"]
+
+SHORTAGE_S = 1.0
+"""So long after memory was given back, nothing is loaded that nobody waits for: it would take that memory."""
 
 
 class Block:
@@ -83,6 +87,7 @@ class BlockCache:
         self._table: dict[Hashable, Block] = {}
         self._hand: deque[list[Block]] = deque()  # blocks that share one piece of memory come and go together
         self._loading: dict[Hashable, Loading] = {}
+        self._short_until = 0.0
         self._held = 0
         self._holdings: dict[int, tuple[int, int]] = {}
         self._loads = 0
@@ -217,7 +222,18 @@ class BlockCache:
     def shrink(self) -> None:
         """Let go of half of what is held, as when the system has no memory to give."""
         with self._lock:
+            self._short_until = time.monotonic() + SHORTAGE_S
             self._evict(self._held // 2)
+
+    def clear(self) -> None:
+        """Let go of all that is held, as when half of it was not enough."""
+        with self._lock:
+            self._short_until = time.monotonic() + SHORTAGE_S
+            self._evict(0)
+
+    def is_short_of_memory(self) -> bool:
+        """Whether memory had to be given back a moment ago.  Takes no lock."""
+        return time.monotonic() < self._short_until
 
     def forget(self, belongs: Callable[[Hashable], bool]) -> None:
         """Drop every block whose key `belongs`, as when a snapshot is closed."""

@@ -283,6 +283,8 @@ class BlockLoader:
         """`action` without what it raises: nobody waits for it, and whoever needs the same is told of the trouble."""
 
         def work() -> None:
+            if self._blocks.is_short_of_memory():
+                return
             try:
                 action()
             except HexzError as error:

@@ -7,7 +7,9 @@ load, to wait or to ask a parent is in the slower methods below it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from typing import TypeVar
 
 from hexz.cache import Block
 from hexz.errors import OutOfMemory
@@ -22,6 +24,8 @@ from hexz.snapshot.pages import LoadedPage, PageTable
 from hexz.snapshot.readahead import ReadAhead
 
 __all__ = ["ZEROS", "Stream"]
+
+Got = TypeVar("Got")
 
 ZEROS = memoryview(bytes(1 << 20))
 """What every zero block is served from."""
@@ -109,16 +113,27 @@ class Stream:
         """Views that tile [offset, offset + length) exactly, decompressing what is missing.
 
         The span lies within the stream and is not empty.  Several missing blocks are
-        decompressed in parallel.  Where there is no memory for them the cache gives some back, once.
+        decompressed in parallel.  Where there is no memory for them the cache gives back half, then all.
         Raises: BlockError, StorageError, CorruptSnapshot, OutOfMemory; nothing else is served then.
         """
         try:
             views = self.read_cached(offset, length)
-            return self._read_cold(offset, length) if views is None else views
         except MemoryError:
-            self._blocks.shrink()
-        try:  # only here, for the error holds on to what was put together until it came
-            return self._read_cold(offset, length)
+            views = None  # what follows gives memory back
+        return self._with_memory(self._read_cold, offset, length) if views is None else views
+
+    def _with_memory(self, work: Callable[[int, int], Got], offset: int, length: int) -> Got:
+        """Do the work, once more where the cache gives back half for it, and once more where it gives back all.
+
+        The second time is needed: what the allocator got back from one thread's blocks it may not give another's.
+        Raises: as `work` does; OutOfMemory.
+        """
+        for give_back in (self._blocks.shrink, self._blocks.clear):
+            with suppress(MemoryError):
+                return work(offset, length)
+            give_back()  # only here, for the error held on to what was put together until it came
+        try:
+            return work(offset, length)
         except MemoryError:
             raise OutOfMemory from None
 
@@ -133,14 +148,7 @@ class Stream:
         A block larger than the whole cache is only checked.
         Raises: as `read` does.
         """
-        try:
-            return self._load(offset, length)
-        except MemoryError:
-            self._blocks.shrink()
-        try:
-            return self._load(offset, length)
-        except MemoryError:
-            raise OutOfMemory from None
+        self._with_memory(self._load, offset, length)
 
     def prefetch(self, offset: int, length: int) -> None:
         """Queue the decompression of a span and return at once; what finds no room is left out."""

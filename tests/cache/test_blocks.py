@@ -57,6 +57,16 @@ def test_what_was_made_together_stays_as_it_is_while_most_of_it_is_used() -> Non
     assert cache.counts().held <= 3 * SIZE
 
 
+def test_half_is_given_back_or_all() -> None:
+    cache = BlockCache(10 * SIZE)
+    for number in range(10):
+        loaded(cache, [number])
+    cache.shrink()
+    assert cache.counts().held == 5 * SIZE
+    cache.clear()
+    assert (cache.counts().held, cache.counts().blocks) == (0, 0)
+
+
 def test_what_is_left_of_a_run_that_failed_keeps_none_of_it_in_memory() -> None:
     """As where a block in the middle is not what its hash says: those before it are kept, and they alone."""
     cache = BlockCache(10 * SIZE)

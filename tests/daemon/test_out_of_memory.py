@@ -28,6 +28,7 @@ from tests import samples
 from tests.images.house import House
 from tests.nbd import wire
 from tests.peers import ROOT, Server
+from tests.waiting import until
 
 BLOCK = 16 << 20
 SCRIPT = f"""
@@ -178,3 +179,21 @@ def test_wherever_memory_is_missing_the_read_is_tried_again_and_nobody_waits_for
         other.start()
         other.join(60)
         assert read == [image]
+
+
+def test_after_a_shortage_nothing_is_loaded_ahead_for_a_moment(tmp_path: Path) -> None:
+    """What is given back is for who waits."""
+    path, _ = small(tmp_path)
+    context = new_context(1 << 20, workers=1)
+    with open_snapshot(str(path), context) as snapshot:
+
+        def loaded_ahead() -> int:
+            snapshot.disk.prefetch(0, 256 << 10)
+            context.workers.stop()  # when they are done
+            return context.blocks.counts().blocks
+
+        context.blocks.shrink()
+        assert loaded_ahead() == 0
+        assert context.blocks.is_short_of_memory()
+        until(lambda: not context.blocks.is_short_of_memory())
+        assert loaded_ahead() == 4
