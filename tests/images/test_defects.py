@@ -531,7 +531,7 @@ def test_a_file_that_is_gone_or_is_no_raw_image_is_told(house: House) -> None:
 
 def test_overlays_say_why_they_cannot_be_opened(house: House) -> None:
     path = house.files / "lost"
-    house.register("lost", backend="overlay", snapshot="old", file=str(path), idle_timeout_seconds=1)
+    house.register("lost", backend="overlay", snapshot="old", file=str(path), idle_timeout_seconds=8)
     assert house.ask("PATCH", "/lost", b"x", {"Range": "bytes=0-0"})[0] == 200
     house.register("again", backend="overlay", snapshot="old", file=str(path))
     busy = house.ask("GET", "/again")
