@@ -19,7 +19,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test coverage lint peers venv bench bench-compare check-load check-kernel check-s3 check-newcomer check-seal check-overlays check-upgrades check-restarts check-corpus clean install uninstall
+.PHONY: help run test coverage lint peers venv bench originals bench-growth bench-cores bench-compare check-load check-kernel check-s3 check-newcomer check-seal check-overlays check-upgrades check-restarts check-corpus clean install uninstall
 
 help: ## show this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -69,8 +69,24 @@ lint: $(VENV)/.lint ## check style and types
 	@$(BIN)/python -m ruff format --quiet --check hexz tests hexz_serve.py
 	@$(BIN)/python -m mypy
 
-bench: $(VENV)/.bench ## compare with other servers side by side; tables, JSON and plots in build/bench
-	@$(BIN)/python -m tests.benchmarks
+bench: $(VENV)/.bench originals ## compare with other servers side by side (10 minutes; PARTS="nbd cold" for some rows); tables, JSON, plots and history in build/bench
+	@$(BIN)/python -m tests.benchmarks $(PARTS)
+
+# The Hexz project's own servers, which the first rows are about: built once where there is cargo (4 minutes each).
+originals:
+	@for release in 0.7.0 0.8.2; do \
+	    root=.cache/hexz-$$release; \
+	    if [ -x $$root/bin/hexz ] || ! command -v cargo >/dev/null; then continue; fi; \
+	    echo "building the original's server, hexz $$release"; \
+	    cargo install --quiet hexz-cli --version $$release --no-default-features --features server,compression-zstd --root $$root \
+	        || echo "make: hexz $$release could not be built; its rows are left out" >&2; \
+	done
+
+bench-growth: $(VENV)/.bench ## what time and memory do as snapshots, parents, connections and streams become more or larger: NAMES="size parents"
+	@$(BIN)/python -m tests.benchmarks.growth $(NAMES)
+
+bench-cores: $(VENV)/.bench ## what more cores bring: daemons side by side, and one without the interpreter's lock
+	@$(BIN)/python -m tests.benchmarks.cores
 
 bench-compare: $(VENV)/.bench ## this checkout's speed beside another commit's, in turns: BASE=commit (10 minutes; PARTS="nbd cold" for some rows)
 	@[ -n "$(BASE)" ] || { echo "make: with which commit? make bench-compare BASE=commit" >&2; exit 1; }

@@ -1,33 +1,30 @@
-"""``python -m tests.benchmarks.compare COMMIT [NAME...]``: this checkout beside another commit of its own, row by row.
+"""``python -m tests.benchmarks.compare COMMIT [PART...]``: this checkout beside another commit of its own, row by row.
 
-Both daemons run at once with the same files, and take turns within seconds in an order that changes from round to
-round, so that what else the machine does falls on both.  A row shows the median of both, and the ratio of now to
-before: the median over the rounds, and the least and greatest of them.  More is better everywhere but for seconds and
-KiB.  «slower» stands where even the better half of the rounds has less than 97 % of before.
+Both daemons run at once with the same files, and take turns within seconds.  A row shows the ratio of now to before,
+with its spread over the rounds, and goes to the history too.  «slower» stands where even the better half of the rounds
+has less than 97 % of before.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.benchmarks import http, nbd, s3
-from tests.benchmarks.images import fetch as fetch_image
+from tests.benchmarks import clients, daemon, images, s3
+from tests.benchmarks.files import BLOCK_BYTES, DISK_BYTES, Files
+from tests.benchmarks.noise import Probe
+from tests.benchmarks.race import Pair, Race
+from tests.benchmarks.report import Row, circumstances, remember, save, table
 from tests.peers import ROOT, Server, write_secret
 
-ROUNDS = 5
-SECONDS = 1
-NOISE = 0.97
-IDLE = 1000
+SLOWER = 0.97
 OF_CHECKOUT = "import sys; sys.path.insert(0, sys.argv[1])\n"
 READER = (
     OF_CHECKOUT
@@ -61,37 +58,16 @@ with open_snapshot(sys.argv[2], new_context(64 << 20)) as snapshot:
 """
 )
 
-Measure = Callable[["Side"], float]
-
 
 class Side(NamedTuple):
     """A checkout, its daemon with everything in its cache, and the files for those that start cold."""
 
     checkout: Path
     warm: Server
-    files: nbd.Files
-    folder: Path
+    files: Files
 
 
-class Compared(NamedTuple):
-    """One row: figures of both sides by round."""
-
-    work: str
-    unit: str
-    before: list[float]
-    now: list[float]
-
-    @property
-    def ratios(self) -> list[float]:
-        """Now to before in each round; the other way round where less is better."""
-        pairs = zip(self.before, self.now)
-        return [old / new if self.unit in ("s", "KiB each") else new / old for old, new in pairs]
-
-    @property
-    def slower(self) -> bool:
-        """Even in the better half of the rounds."""
-        ratios = sorted(self.ratios)
-        return ratios[len(ratios) * 3 // 4] < NOISE
+Measure = Callable[[Side], float]
 
 
 @contextmanager
@@ -105,87 +81,51 @@ def checked_out(commit: str) -> Iterator[Path]:
         yield Path(name)
 
 
-def daemon(checkout: Path, *arguments: object) -> Server:
+def started(checkout: Path, *arguments: object) -> Server:
     """The daemon of a checkout."""
     return Server(*arguments, "--log-level", "error", program=checkout / "hexz_serve.py")
 
 
-def nbd_shape(jobs: int, depth: int, size: str = "4k", *options: str) -> Measure:
-    """What fio reaches: reads a second, or megabytes where they are sequential."""
-
-    def measure(side: Side) -> float:
-        figures = nbd.fio(side.warm.nbd, jobs, depth, f"--bs={size}", "--time_based", f"--runtime={SECONDS}", *options)
-        return figures["bytes"] / 1e6 if options else figures["iops"]
-
-    return measure
+def over_nbd(client: Callable[[str], float]) -> Measure:
+    """With everything in the cache."""
+    return lambda side: client(side.warm.nbd)
 
 
 def ranges(length: int, connections: int) -> Measure:
-    """What wrk reaches, answers a second."""
+    """Over HTTP, with everything in the cache."""
+    return lambda side: clients.wrk(f"{side.warm.http}/disk", DISK_BYTES, length, connections)
+
+
+def cold_nbd(form: str, cache: str, client: Callable[[str], float]) -> Measure:
+    """From a daemon just started."""
 
     def measure(side: Side) -> float:
-        script = side.folder / "ranges.lua"
-        script.write_text(http.SCRIPT.format(size=nbd.IMAGE_BYTES, length=length, seed=1))
-        return http.wrk(f"{side.warm.http}/disk", script, connections, SECONDS)
-
-    return measure
-
-
-def cold_copy(form: str) -> Measure:
-    """A whole copy from a daemon just started."""
-
-    def measure(side: Side) -> float:
-        with daemon(side.checkout, "--nbd-port", 0, "--cache-size", "1G", getattr(side.files, form)) as server:
-            return nbd.copied(server.nbd)
-
-    return measure
-
-
-def cold_random(form: str, jobs: int) -> Measure:
-    """Random reads, each of a block that is not cached, 16 in flight on each connection."""
-    once = [f"--blockalign={nbd.BLOCK_BYTES}", f"--number_ios={nbd.IMAGE_BYTES // nbd.BLOCK_BYTES // jobs}"]
-
-    def measure(side: Side) -> float:
-        with daemon(side.checkout, "--nbd-port", 0, "--cache-size", "8M", getattr(side.files, form)) as server:
-            return nbd.fio(server.nbd, jobs, 16, *once)["iops"]
+        with started(side.checkout, "--nbd-port", 0, "--cache-size", cache, getattr(side.files, form)) as server:
+            return client(server.nbd)
 
     return measure
 
 
 def cold_get(form: str) -> Measure:
-    """A whole GET from a daemon just started, megabytes a second."""
+    """A whole GET from a daemon just started."""
 
     def measure(side: Side) -> float:
-        with daemon(side.checkout, "--http-port", 0, "--cache-size", "64M", getattr(side.files, form)) as server:
-            return http.fetch(f"{server.http}/disk") / 1e6
+        with started(side.checkout, "--http-port", 0, "--cache-size", "64M", getattr(side.files, form)) as server:
+            return clients.fetched(f"{server.http}/disk")
 
     return measure
 
 
-def started(side: Side) -> float:
-    """Seconds until the daemon is ready."""
-    began = time.perf_counter()
-    with daemon(side.checkout, "--http-port", 0, "--nbd-port", 0, side.files.lz4):
-        return time.perf_counter() - began
-
-
-def idle(side: Side) -> float:
-    """KiB that each of many connections costs that read once and wait."""
-    with daemon(side.checkout, "--nbd-port", 0, "--max-connections", 2 * IDLE, side.files.lz4) as server:
-        return nbd.grown(server.process.pid, server.nbd_port, IDLE) / IDLE / 1024
-
-
 def downloaded(side: Side) -> float:
     """Megabytes a second of boto3."""
-    target = side.folder / "target"
-    began = time.perf_counter()
-    s3.with_boto3(side.warm.urls["s3"].replace("s3:", "http:").rstrip("/"), target)
-    return nbd.IMAGE_BYTES / 1e6 / (time.perf_counter() - began)
+    url = side.warm.urls["s3"].replace("s3:", "http:").rstrip("/")
+    return s3.downloaded(s3.with_boto3, url, side.files.folder / "target", DISK_BYTES)
 
 
 def streamed(side: Side) -> float:
     """Megabytes a second of oVirt's client with four connections, after the first time."""
-    return nbd.IMAGE_BYTES / 1e6 / fetch_image(f"{side.warm.http}/images/{s3.BUCKET}", "stream", side.folder / "none")
+    seconds = images.fetch(f"{side.warm.http}/images/{s3.BUCKET}", "stream", side.files.folder / "none")
+    return DISK_BYTES / 1e6 / seconds
 
 
 def script(text: str, form: str, *arguments: object) -> Measure:
@@ -198,91 +138,102 @@ def script(text: str, form: str, *arguments: object) -> Measure:
     return measure
 
 
+COPY = partial(clients.copied, size=DISK_BYTES)
+
 WORKS: dict[str, list[tuple[str, str, Measure]]] = {
     "nbd": [
         *(
-            (f"NBD cached 4 KiB, {jobs} x {depth}", "reads/s", nbd_shape(jobs, depth))
+            (
+                f"NBD cached 4 KiB, {jobs} x {depth}",
+                "reads/s",
+                over_nbd(partial(clients.random_reads, size=DISK_BYTES, jobs=jobs, depth=depth)),
+            )
             for jobs, depth in ((1, 1), (4, 1), (16, 1), (1, 16), (1, 64), (4, 16), (4, 64))
         ),
-        ("NBD cached 256 KiB sequential, 1 x 8", "MB/s", nbd_shape(1, 8, "256k", "--rw=read")),
-        ("NBD cached nbdcopy", "MB/s", lambda side: nbd.copied(side.warm.nbd)),
+        ("NBD cached 256 KiB sequential", "MB/s", over_nbd(partial(clients.sequential_reads, size=DISK_BYTES))),
+        ("NBD cached nbdcopy", "MB/s", over_nbd(COPY)),
     ],
     "cold": [
-        ("NBD cold nbdcopy, lz4", "MB/s", cold_copy("lz4")),
-        ("NBD cold nbdcopy, zstd", "MB/s", cold_copy("zstd")),
-        ("NBD cold random 1 x 16, lz4", "reads/s", cold_random("lz4", 1)),
-        ("NBD cold random 1 x 16, zstd", "reads/s", cold_random("zstd", 1)),
-        ("NBD cold random 4 x 16, lz4", "reads/s", cold_random("lz4", 4)),
-        ("NBD cold random 4 x 16, zstd", "reads/s", cold_random("zstd", 4)),
-        ("HTTP cold GET, lz4", "MB/s", cold_get("lz4")),
-        ("HTTP cold GET, zstd", "MB/s", cold_get("zstd")),
+        *((f"NBD cold nbdcopy, {form}", "MB/s", cold_nbd(form, "1G", COPY)) for form in ("lz4", "zstd")),
+        *(
+            (
+                f"NBD cold 4 KiB, {jobs} x 16, {form}",
+                "reads/s",
+                cold_nbd(form, "8M", partial(clients.reads_of_blocks, size=DISK_BYTES, block=BLOCK_BYTES, jobs=jobs)),
+            )
+            for jobs in (1, 4)
+            for form in ("lz4", "zstd")
+        ),
+        *((f"HTTP cold GET, {form}", "MB/s", cold_get(form)) for form in ("lz4", "zstd")),
     ],
     "http": [
-        (f"HTTP cached {length >> 10} KiB, {connections} connections", "answers/s", ranges(length, connections))
+        (f"HTTP cached {length >> 10} KiB, c{connections}", "answers/s", ranges(length, connections))
         for length, connections in ((4096, 1), (4096, 4), (4096, 16), (4096, 64), (65536, 4), (1 << 20, 4))
     ],
-    "others": [
-        ("images, oVirt's client, 4 connections", "MB/s", streamed),
-        ("S3, boto3 download", "MB/s", downloaded),
-    ],
+    "images": [("images stream, 4 connections", "MB/s", streamed)],
+    "s3": [("S3 boto3", "MB/s", downloaded)],
     "reader": [
-        ("reader, cached 4 KiB", "reads/s", script(CACHED, "lz4")),
+        ("reader cached 4 KiB", "reads/s", script(CACHED, "lz4")),
         *(
-            (f"reader, cold sequential {form}, {workers + 1} threads", "MB/s", script(READER, form, workers))
+            (f"reader cold sequential, {form}, {workers + 1} threads", "MB/s", script(READER, form, workers))
             for form in ("lz4", "zstd")
             for workers in (0, 1)
         ),
     ],
-    "daemon": [("start", "s", started), (f"{IDLE} idle NBD connections", "KiB each", idle)],
+    "daemon": [
+        ("start", "s", lambda side: daemon.started(side.files.lz4, side.checkout)),
+        (
+            f"{daemon.IDLE_CONNECTIONS} idle NBD connections, each",
+            "KiB",
+            lambda side: daemon.idle(side.files.lz4, side.checkout),
+        ),
+    ],
 }
 
 
-def compare(before: Side, now: Side, names: list[str]) -> Iterator[Compared]:
-    """Each row, as soon as it is measured."""
-    for name in names:
-        for work, unit, measure in WORKS[name]:
-            row = Compared(work, unit, [], [])
-            for turn in range(ROUNDS):
-                sides = [(before, row.before), (now, row.now)]
-                for side, figures in sides if turn % 2 else reversed(sides):
-                    figures.append(measure(side))
-            yield row
+def slower(row: Row) -> bool:
+    """Even in the better half of the rounds."""
+    ratios = sorted(row.ratios)
+    return ratios[len(ratios) * 3 // 4] < SLOWER
 
 
-def line(row: Compared) -> str:
-    """A row as text."""
-    ratios = row.ratios
-    places = 0 if statistics.median(row.now) >= 100 else 2
-    figures = f"{statistics.median(row.before):>9,.{places}f} {statistics.median(row.now):>9,.{places}f} {row.unit:<9}"
-    spread = f"{statistics.median(ratios):5.2f}  ({min(ratios):.2f} to {max(ratios):.2f})"
-    return f"{row.work:<44} {figures} {spread}{'  slower' if row.slower else ''}"
+def compare(commit: str, before: Side, now: Side, parts: list[str]) -> Iterator[tuple[str, Row]]:
+    """Part and row, as soon as each is measured."""
+    probe = Probe()
+    for part in parts:
+        for work, unit, measure in WORKS[part]:
+            contenders = {"now": partial(measure, now), commit: partial(measure, before)}
+            for row in Race(unit, contenders, (Pair(work, "now", (commit,)),)).run(probe):
+                yield part, row
 
 
 def main() -> int:
     """Every row, or those of the parts that are named; 1 when one is slower."""
-    commit, *names = sys.argv[1:]
-    nbd.raise_limit()
+    commit, *parts = sys.argv[1:]
+    if unknown := set(parts) - set(WORKS):
+        print(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(WORKS)}", file=sys.stderr)
+        return 2
+    run = circumstances()
     with ExitStack() as stack:
         checkout = stack.enter_context(checked_out(commit))
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=s3.memory_folder())))
-        files = nbd.make_files(folder)
+        files = Files(folder)
         image = folder / f"{s3.BUCKET}.hxz"
         os.link(files.lz4, image)
         keys = write_secret(folder / "keys", f"{s3.ACCESS_KEY} {s3.SECRET}\n")
         options = ["--http-port", 0, "--nbd-port", 0, "--s3-port", 0, "--s3-keys-file", keys, "--cache-size", "1G"]
         sides = []
         for where in (checkout, ROOT):
-            server = stack.enter_context(daemon(where, *options, image))
-            nbd.copied(server.nbd)
-            sides.append(Side(where, server, files, folder))
+            server = stack.enter_context(started(where, *options, image))
+            COPY(server.nbd)
+            sides.append(Side(where, server, files))
         rows = []
-        for row in compare(*sides, names or list(WORKS)):
-            print(line(row), flush=True)
+        for part, row in compare(commit, sides[0], sides[1], parts or list(WORKS)):
+            print(f"{table([row])}{'  slower' if slower(row) else ''}", flush=True)
+            remember(part, [row], run)
             rows.append(row)
-    out = ROOT / "build" / "bench"
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "compare.json").write_text(json.dumps([row._asdict() for row in rows], indent=1) + "\n")
-    return int(any(row.slower for row in rows))
+    save("compare", rows)
+    return int(any(map(slower, rows)))
 
 
 if __name__ == "__main__":

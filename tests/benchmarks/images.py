@@ -1,10 +1,8 @@
-"""The images API against ovirt-imageio's own daemon: the same bytes, oVirt's client, one run.
+"""The images API against ovirt-imageio's own daemon: the same bytes, oVirt's client.
 
-Every figure is the median over the rounds; within a round all servers take their
-turn.  Cold means that the server was just started; the kernel has the files in
-memory for everybody.  The client is a process of its own with four connections:
-``download`` is the client's download to a raw file, which it writes through a
-qemu-nbd of its own; ``stream`` reads the extents with data and drops them.
+Cold means that the server was just started; the kernel has the files in memory for everybody.  The client is a process
+of its own with four connections: ``stream`` reads the extents with data and drops them; ``download`` is the client's
+download to a raw file, which it writes through a qemu-nbd of its own.
 """
 
 from __future__ import annotations
@@ -16,27 +14,31 @@ import re
 import shutil
 import signal
 import socket
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from hexz.tools.pack import pack
-from tests.benchmarks.others import free_port
-from tests.benchmarks.report import Row
+from tests.benchmarks.files import Files as OtherFiles
+from tests.benchmarks.race import Pair, Race
+from tests.benchmarks.servers import free_port
+from tests.peers import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
-IMAGE_BYTES = 1 << 30
+IMAGE_BYTES = 512 << 20
 BLOCK_BYTES = 64 << 10
 CONNECTIONS = 4
+ROUNDS = 3
 START_S = 20.0
 TICKET = "11111111-2222-3333-4444-55555555555"
-GOALS = {"nbd": 1.3, "snapshot, cold": 1.0}
+GOALS = {"stream": (0.6, 1.0), "download": (0, 0)}
+"""Of a snapshot, cold and again, to a raw file."""
+NBD_GOAL = 1.3
 
 CLIENT = f"""
 import sys, threading, time
@@ -73,9 +75,6 @@ class Files(NamedTuple):
 
     raw: Path
     snapshot: Path
-
-
-StartServer = Callable[[Path, Files, Path], AbstractContextManager["dict[str, str]"]]
 
 
 def make_files(folder: Path, size: int) -> Files:
@@ -206,35 +205,38 @@ def fetch(url: str, what: str, out: Path) -> float:
     return float(done.stdout)
 
 
-def measure(rounds: int = 3, size: int = IMAGE_BYTES) -> list[Row]:
-    """MiB/s by work and server."""
-    figures: dict[tuple[str, str, str], list[float]] = {}
-    with tempfile.TemporaryDirectory(prefix="hexz-bench-", dir=place(size)) as name:
+def races(_: OtherFiles) -> Iterator[Race]:
+    """The snapshot against a raw file, and NBD against NBD."""
+    with tempfile.TemporaryDirectory(prefix="hexz-bench-", dir=place(IMAGE_BYTES)) as name, ExitStack() as stack:
         folder = Path(name)
-        files = make_files(folder, size)
-        for _ in range(rounds):
-            for server in (hexz_serve, ovirt_imageio):
-                for backend in ("snapshot", "nbd", "file"):
-                    for what in ("stream", "download"):
-                        for label, seconds in timed(folder, files, server, backend, what):
-                            figures.setdefault((what, server.__name__, label), []).append(size / seconds / (1 << 20))
-    medians = {key: statistics.median(values) for key, values in figures.items()}
-    rows = []
-    for (what, server_name, label), ours in medians.items():
-        if server_name == "hexz_serve":
-            against = "nbd" if label == "nbd" else "file"
-            theirs = medians[what, "ovirt_imageio", against]
-            rows.append(
-                Row(
-                    f"{what}, {CONNECTIONS} connections, {label}",
-                    "MiB/s",
-                    {"hexz-serve": ours, f"ovirt-imageio {against}": theirs},
-                    ours / theirs,
-                    GOALS.get(label, 0),
-                    f"ovirt-imageio {against}",
-                )
+        files = make_files(folder, IMAGE_BYTES)
+        nbd = stack.enter_context(qemu_nbd(folder, files.raw))
+        ours = stack.enter_context(hexz_serve(folder, files, nbd))
+        theirs = stack.enter_context(ovirt_imageio(folder, files, nbd))
+
+        def cold(what: str) -> float:
+            with hexz_serve(folder, files, nbd) as urls:
+                return rate(files, urls["snapshot"], what)
+
+        for what, (cold_goal, warm_goal) in GOALS.items():
+            rate(files, ours["snapshot"], what)
+            work, peer = f"images {what}, {CONNECTIONS} connections", "ovirt-imageio file"
+            contenders = {
+                "cold": partial(cold, what),
+                "again": partial(rate, files, ours["snapshot"], what),
+                peer: partial(rate, files, theirs["file"], what),
+            }
+            pairs = (
+                Pair(f"{work}, cold", "cold", (peer,), cold_goal),
+                Pair(f"{work}, again", "again", (peer,), warm_goal),
             )
-    return rows
+            yield Race("MB/s", contenders, pairs, ROUNDS)
+            peer = "ovirt-imageio nbd"
+            contenders = {
+                "ours": partial(rate, files, ours["nbd"], what),
+                peer: partial(rate, files, theirs["nbd"], what),
+            }
+            yield Race("MB/s", contenders, (Pair(f"{work}, nbd", "ours", (peer,), NBD_GOAL),), ROUNDS)
 
 
 def place(size: int) -> str | None:
@@ -243,21 +245,11 @@ def place(size: int) -> str | None:
     return str(memory) if memory.is_dir() and shutil.disk_usage(memory).free > 4 * size else None
 
 
-def timed(folder: Path, files: Files, server: StartServer, backend: str, what: str) -> Iterator[tuple[str, float]]:
-    """(backend and state, seconds) of a server that was just started."""
-    with ExitStack() as stack:
-        nbd = stack.enter_context(qemu_nbd(folder, files.raw))
-        url = stack.enter_context(server(folder, files, nbd)).get(backend)
-        if url is None:
-            return
-        out = folder / "out.raw"
-        for turn in ("snapshot, cold", "snapshot, again") if backend == "snapshot" else (backend,):
-            yield turn, fetch(url, what, out)
-            if what == "download":
-                same(files.raw, out)
-                out.unlink()
-
-
-def same(one: Path, other: Path) -> None:
-    """What was downloaded is the image."""
-    subprocess.run(["cmp", "--", str(one), str(other)], check=True)
+def rate(files: Files, url: str, what: str) -> float:
+    """Megabytes a second of oVirt's client.  What was downloaded is compared with the image."""
+    out = files.raw.with_name("out.raw")
+    seconds = fetch(url, what, out)
+    if what == "download":
+        subprocess.run(["cmp", "--", str(files.raw), str(out)], check=True)
+        out.unlink()
+    return IMAGE_BYTES / 1e6 / seconds
