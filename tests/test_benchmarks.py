@@ -73,8 +73,15 @@ def test_contenders_take_turns_in_an_order_that_changes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("exponent", "verdict"),
-    [(-0.3, "flat"), (0.1, "flat"), (0.5, "linear"), (1.1, "linear"), (2, "STEEPER THAN LINEAR")],
+    ("r_squared", "exponent", "verdict"),
+    [
+        (0.9, -0.3, "flat"),
+        (0.9, 0.1, "flat"),
+        (0.9, 0.5, "linear"),
+        (1, 1.1, "linear"),
+        (1, 2, "STEEPER THAN LINEAR"),
+        (0.1, 2, "no trend"),
+    ],
 )
-def test_growth_has_a_name(exponent: float, verdict: str) -> None:
-    assert Fit(0, 1, 1, exponent).verdict == verdict
+def test_growth_has_a_name(r_squared: float, exponent: float, verdict: str) -> None:
+    assert Fit(0, 1, r_squared, exponent).verdict == verdict
