@@ -53,7 +53,7 @@ def measure(part: str, files: Files, probe: Probe, rounds: int | None, only: str
             print(table(measured), flush=True)
             remember(part, measured, run)
             rows += measured
-    if rows:
+    if rows and not only:
         save(part, rows)
     print(f"{part}: {time.monotonic() - began:.0f} s", flush=True)
     return rows

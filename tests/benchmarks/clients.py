@@ -15,10 +15,14 @@ from pathlib import Path
 
 from tests.peers import PACKAGES
 
-__all__ = ["copied", "fetched", "fetched_in_ranges", "fio", "program", "run", "wrk"]
+__all__ = [
+    "copied", "fetched", "fetched_in_ranges", "program", "random_reads", "reads_of_blocks", "run", "sequential_reads",
+    "wrk",
+]  # fmt: skip
 
-SECONDS = 1
-"""Of each measurement that lasts as long as one wants."""
+FIO_MS = 500
+WRK_S = 1
+"""Of each measurement that lasts as long as one wants; wrk knows whole seconds only."""
 OFFSETS = 4096
 """Ranges that wrk asks for again and again."""
 
@@ -70,12 +74,12 @@ def fio(uri: str, size: int, jobs: int, depth: int, *options: str) -> dict[str, 
 
 def random_reads(uri: str, size: int, jobs: int, depth: int) -> float:
     """Reads of 4 KiB a second."""
-    return fio(uri, size, jobs, depth, "--time_based", f"--runtime={SECONDS}")["iops"]
+    return fio(uri, size, jobs, depth, "--time_based", f"--runtime={FIO_MS}ms")["iops"]
 
 
 def sequential_reads(uri: str, size: int) -> float:
     """Megabytes a second in pieces of 256 KiB, 8 in flight."""
-    return fio(uri, size, 1, 8, "--bs=256k", "--rw=read", "--time_based", f"--runtime={SECONDS}")["bytes"] / 1e6
+    return fio(uri, size, 1, 8, "--bs=256k", "--rw=read", "--time_based", f"--runtime={FIO_MS}ms")["bytes"] / 1e6
 
 
 def reads_of_blocks(uri: str, size: int, block: int, jobs: int) -> float:
@@ -97,7 +101,7 @@ def wrk(url: str, size: int, length: int, connections: int, seed: int = 1) -> fl
         offsets, script = Path(name) / "offsets", Path(name) / "ranges.lua"
         offsets.write_text("".join(f"{source.randrange(size // length) * length}\n" for _ in range(OFFSETS)))
         script.write_text(SCRIPT.format(offsets=offsets, length=length))
-        out = run("wrk", "-t1", f"-c{connections}", f"-d{SECONDS}s", "-s", script, url)
+        out = run("wrk", "-t1", f"-c{connections}", f"-d{WRK_S}s", "-s", script, url)
     found = re.search(r"Requests/sec: +([0-9.]+)", out)
     if found is None or "Non-2xx" in out or "Socket errors" in out:
         raise RuntimeError(f"wrk with {url}: {out}")
