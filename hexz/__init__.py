@@ -54,6 +54,23 @@ How to add an error:
 3. Over S3 its status becomes a code, in `hexz/servers/s3/answers.py`; a new code goes to `hexz/protocol/s3/errors.py`.
 4. Where it is advice about the system's unit, that in `hexz/daemon/advice.py`.
 5. A test that makes it happen for real, and reads the line; a new status in `systemd/man/hexz-serve.8`.
+
+What is read or written by several threads without a lock, and why that is right, also where Python runs threads side by
+side (one operation of a dict, list or deque, and one load or store of an attribute, are whole there as well)::
+
+    cache/blocks.py        Block.data: set before the block can be reached; readers load it once; None means evicted.
+                           Block.fresh: a lost mark lets a block go early or late.  Block.ahead: twice is no harm
+    snapshot/pages.py      LoadedPage.slots, PageTable.loaded: items are replaced whole; used: as fresh above
+    snapshot/stream.py     _recent: any page that was seen is a right one.  _sources: forgotten and found again
+    snapshot/stored.py     _uids, and storage/sealed.py's: next() of itertools.count gives each number once
+    catalog/catalog.py     _published, _names_of: written under _lock, looked up without; take() decides
+    metrics/counters.py    Cell: one thread adds, others read; figures of one moment may differ by one request
+    servers/connection.py  leaving, silence, draining: stores are seen in the order in which they are made
+    servers/nbd/misses.py  quick: a hint.  waiting: the connection's thread alone
+    servers/crowd.py       _members: changed under _lock, looked up without.  _streaks: appended, copied whole
+    everything replaced on SIGHUP (tokens, keys, certificates, seals): one load takes the old one or the new one
+
+Everything else that threads share is under the lock that is named beside it.
 """
 
 __version__ = "0.2.0"

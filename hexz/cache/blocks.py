@@ -42,7 +42,10 @@ class Block:
         self.ahead: Callable[[], None] | None = None
 
     def touch(self) -> None:
-        """First use since the clock's hand passed: mark it, and let read-ahead go on."""
+        """First use since the clock's hand passed: mark it, and let read-ahead go on.
+
+        Two threads may both find `ahead`: a window is then queued twice, and made once.
+        """
         self.fresh = False
         ahead, self.ahead = self.ahead, None
         if ahead is not None:

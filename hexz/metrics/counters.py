@@ -280,17 +280,21 @@ class Metrics:
         self.skipped: Callable[[], int] = int
         """Gives how many files that should be served cannot be."""
         self.workers = 0
-        self._published: dict[str, SnapshotMetrics] = {}  # changed as entries, which is atomic
+        self._publishing = threading.Lock()
+        self._published: dict[str, SnapshotMetrics] = {}  # changed under _publishing, as entries; read without it
 
     def publish(self, name: str, file: FileCounts | None = None) -> SnapshotMetrics:
         """Begin to count for `name`, from nothing."""
-        metrics = self._published[name] = SnapshotMetrics(name, file)
+        metrics = SnapshotMetrics(name, file)
+        with self._publishing:
+            self._published[name] = metrics
         return metrics
 
     def withdraw(self, metrics: SnapshotMetrics) -> None:
         """Stop showing a name's figures; a newer snapshot of that name keeps its own."""
-        if self._published.get(metrics.name) is metrics:
-            del self._published[metrics.name]
+        with self._publishing:
+            if self._published.get(metrics.name) is metrics:
+                del self._published[metrics.name]
 
     def find(self, name: str) -> SnapshotMetrics | None:
         """What is counted for `name`, if it is published."""

@@ -77,7 +77,7 @@ class Crowd:
         now = time.monotonic()
         streaks = self._streaks
         streaks.append((id(connection), now))
-        lately = {who for who, since in tuple(streaks) if now - since < COMPANY_S}
+        lately = {who for who, since in streaks.copy() if now - since < COMPANY_S}
         return now - self._lively < COMPANY_S or len(lately) >= self._least
 
     def stay(self, connection: Connection, turn: Turn) -> bool:
@@ -124,6 +124,9 @@ class Crowd:
                 self._serve_members(epoll)
             except MemoryError:  # who was not served is seen again: the descriptor can still be read
                 time.sleep(NO_MEMORY_S)
+            except Exception:
+                log.exception("unexpected trouble in the crowd: it goes on")
+                time.sleep(NO_MEMORY_S)
 
     def _serve_members(self, epoll: select.epoll) -> None:
         members, poll, monotonic = self._members, epoll.poll, time.monotonic
@@ -154,7 +157,7 @@ class Crowd:
                 if len(busy) >= self._least:
                     self._lively = now
                 else:
-                    for fd in busy & members.keys():
+                    for fd in busy:
                         self._send_home(epoll, fd)
                 busy.clear()
                 turns = 0

@@ -133,7 +133,8 @@ class BlockLoader:
             if made:
                 self._file.counts.heat.note(self._name, run.start, run.end)
         for (number, _), block in zip(duties, made):
-            if block.data is not None and len(block.data) <= self._slot_limit and self._blocks.find(block.key) is block:
+            data = block.data  # once: another thread may evict it at any moment
+            if data is not None and len(data) <= self._slot_limit and self._blocks.find(block.key) is block:
                 run.page.slots[number] = block
         return made
 

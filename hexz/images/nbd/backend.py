@@ -92,7 +92,8 @@ class NbdBackend(Backend):
     def drop(self, connection: NbdConnection) -> None:
         """Forget a connection that is of no use any more, but not that unflushed writes went over it."""
         if connection.unflushed:
-            self._lost = True
+            with self._lock:
+                self._lost = True
         connection.close(polite=False)
 
     def flush(self, connection: NbdConnection) -> None:
@@ -110,7 +111,8 @@ class NbdBackend(Backend):
         finally:
             for idle in others:
                 self.drop(idle.connection)
-        lost, self._lost = self._lost, False
+        with self._lock:
+            lost, self._lost = self._lost, False
         if lost:
             raise BackendDown(connection.where, "a connection broke with unflushed writes: write them again")
 

@@ -97,7 +97,8 @@ class ColdReads:
         self._bytes = 0
         self.quick = False  # the last load took so little that the connection's thread may do some itself
         self.waiting = 0  # handed over and not taken back
-        self._asleep = False  # the connection polls: written by its thread, read by the pool's
+        self._falling_asleep = threading.Lock()  # guards the next, and that `finished` is looked at together with it
+        self._asleep = False  # the connection polls
         self.finished: deque[tuple[Cold, HexzError | OSError | None, int]] = deque()  # filled by the pool's threads
         self.tasks: deque[Cold] = deque()  # guarded by the pool's condition
         self.queued = False  # in the pool's ring; guarded the same way
@@ -158,9 +159,11 @@ class ColdReads:
         poll.register(self._wake, select.POLLIN)
         if sock is not None:
             poll.register(sock, select.POLLIN)
-        self._asleep = True
+        with self._falling_asleep:
+            self._asleep = True
+            news = helped or self.finished
         # No time-out: the pool rings for each read that it has taken, also one that failed.
-        ready = dict(poll.poll(0 if helped or self.finished else None))
+        ready = dict(poll.poll(0 if news else None))
         self._asleep = False
         if self._wake.fileno() in ready:
             self._wake.hush()
@@ -201,8 +204,10 @@ class ColdReads:
             log.exception("unexpected trouble with a cold read")
             trouble = OSError(errno.EIO, str(error))
         self.quick = perf_counter() - began < QUICK_S
-        self.finished.append((read, trouble, waited.size - before))
-        if self._asleep and wake is not None:
+        with self._falling_asleep:
+            self.finished.append((read, trouble, waited.size - before))
+            asleep = self._asleep
+        if asleep and wake is not None:
             wake.ring()
 
 
