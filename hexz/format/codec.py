@@ -22,7 +22,7 @@ import zstandard
 from hexz.format.errors import BlockDamage
 from hexz.format.header import Compression
 
-__all__ = ["MAX_FRAME_HEADER", "Codec", "Encoder", "FrameMarks", "crc32", "frame_marks"]
+__all__ = ["CRC32_BY", "MAX_FRAME_HEADER", "Codec", "Encoder", "FrameMarks", "crc32", "frame_marks"]
 
 FRAME_MAGIC = b"\x28\xb5\x2f\xfd"
 """How a frame with content begins (RFC 8878 section 3.1.1)."""
@@ -64,6 +64,8 @@ def _find_crc32() -> Callable[[Stored], int]:
 
 
 crc32 = _find_crc32()
+CRC32_BY = "zlib" if crc32 is zlib.crc32 else "isal"
+"""The package that computes CRC-32s here."""
 
 
 class FrameMarks(NamedTuple):

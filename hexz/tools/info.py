@@ -6,6 +6,7 @@ import json
 import time
 from typing import Any
 
+from hexz.format.codec import CRC32_BY
 from hexz.format.digest import NO_HASH
 from hexz.printable import printable
 from hexz.snapshot import Snapshot, new_context, open_snapshot
@@ -15,6 +16,7 @@ from hexz.units import format_size
 __all__ = ["describe", "info"]
 
 SMALL_CACHE = 8 << 20
+FASTER = "; several times as fast: pip install isal"
 
 
 def info(
@@ -29,7 +31,13 @@ def info(
         seal = snapshot.storage.seal
         root = seal.root if seal is not None else None
         checked = snapshot.file.checks_hashes
-        facts = {**snapshot.info(), "seal_root": root, "hashes_checked": checked, "blocks": describe(snapshot)}
+        facts = {
+            **snapshot.info(),
+            "seal_root": root,
+            "hashes_checked": checked,
+            "crc32_by": CRC32_BY,
+            "blocks": describe(snapshot),
+        }
         return json.dumps(facts, indent=2) if as_json else _table(facts)
 
 
@@ -66,6 +74,7 @@ def _table(facts: dict[str, Any]) -> str:
         rows.append(("marks", ", ".join(marks)))
     if facts["seal_root"]:
         rows.append(("sealed", f"{facts['sealed']}, root {facts['seal_root']}"))
+    rows.append(("checks", f"CRC-32 of each block, by {facts['crc32_by']}{FASTER if CRC32_BY == 'zlib' else ''}"))
     hashed = sum(kinds["hashed"] for kinds in facts["blocks"].values())
     if hashed:
         checked = "checked when they are read" if facts["hashes_checked"] else "not checked here: pip install blake3"
