@@ -5,11 +5,11 @@ The rooms of this house, from the ground up; a module imports from its own floor
 
     metrics/    what is counted, and the forms in which it is shown; knows nobody else
     format/     the bytes of a file: header, index, codec, writer; no I/O
+    protocol/   the bytes of HTTP, NBD, S3, Nydus: bytes in, values out; no sockets, no files
     storage/    where a file's bytes come from, and the check against a seal beside it
     cache/      decompressed blocks in bounded memory, and the threads that fill it
     snapshot/   one open snapshot and its parents: the lock-free reader
     catalog/    names to open snapshots, and the leases of those who read them
-    protocol/   the bytes of HTTP, NBD, S3, Nydus: bytes in, values out; no sockets, no files
     rights/     who may read and write on which listener, and the files with secrets
     images/     what the images API reads and writes: files, folders, overlays, NBD servers
     control/    mounts, blobs and figures of the control API

@@ -35,7 +35,7 @@ from hexz.protocol.images import (
     is_image_id,
     parse_registration,
 )
-from hexz.rights.secrets import secret_trouble
+from hexz.secretfile import secret_trouble
 from hexz.snapshot import Stream
 
 __all__ = ["Image", "Registry"]

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import os
-import shlex
-import stat
 from collections.abc import Iterable
 
 from hexz.errors import ConfigError
 from hexz.format.seal import seal_key
+from hexz.secretfile import CREDENTIALS_FOLDER, check_secret
 
 __all__ = [
     "CREDENTIALS",
     "MAX_PASSWORD",
     "SHORTEST_SECRET",
-    "check_secret",
     "credential",
     "read_key",
     "read_password",
     "read_seal_key",
     "read_secret_lines",
-    "secret_trouble",
     "unused_credentials",
 ]
 
@@ -33,8 +30,6 @@ MAX_SECRETS = 1 << 20
 """Longest file of tokens or keys, bytes."""
 SHORTEST_SECRET = 16
 """Shortest token, secret of an S3 key, and secret behind keyed seals: shorter ones can be found by trying."""
-CREDENTIALS_FOLDER = "CREDENTIALS_DIRECTORY"
-"""The variable that says where the service manager put its secrets, for us alone."""
 KEY_SIZE = 32
 """A raw Ed25519 public key, bytes."""
 
@@ -64,30 +59,6 @@ def read_secret_lines(path: str, what: str) -> list[str]:
         return read_secret(path, what).decode().splitlines()
     except UnicodeDecodeError:
         raise ConfigError(f"{path}: cannot read the {what}: not UTF-8") from None
-
-
-def check_secret(path: str, status: os.stat_result) -> None:
-    """Refuse a file of secrets that other users may read or change.
-
-    Raises: ConfigError.
-    """
-    trouble = secret_trouble(path, status)
-    if trouble:
-        raise ConfigError(f"{path}: {trouble}")
-
-
-def secret_trouble(path: str, status: os.stat_result) -> str:
-    """Why a file must have no secrets in it: other users may read or change it.  The rule is that of ssh's keys.
-
-    The group may read one that belongs to somebody else, such as root, who let us in by it; so it looks, too, where
-    an access list does that (acl(5)), as the service manager's credentials have one.  Empty when all is well.
-    """
-    if not (stat.S_ISREG(status.st_mode) or stat.S_ISFIFO(status.st_mode)):
-        return ""
-    lent = status.st_uid != os.geteuid() or os.path.dirname(path) == os.environ.get(CREDENTIALS_FOLDER)
-    if status.st_mode & (stat.S_IRWXO | stat.S_IWGRP | (0 if lent else stat.S_IRGRP)):
-        return f"open to other users (mode {stat.S_IMODE(status.st_mode):04o}): chmod 600 {shlex.quote(path)}"
-    return ""
 
 
 def read_password(path: str | None) -> bytes | None:

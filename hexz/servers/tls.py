@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from hexz.errors import ConfigError
-from hexz.rights.secrets import check_secret
+from hexz.secretfile import check_secret
 
 __all__ = ["TLS_HANDSHAKE_S", "Certificate", "TlsContext", "tls_reason"]
 

@@ -14,7 +14,7 @@ import pytest
 import requests
 
 from hexz.errors import ConfigError
-from hexz.rights.secrets import check_secret
+from hexz.secretfile import check_secret
 from tests.peers import ROOT, Server, run, write_secret
 from tests.waiting import until
 
