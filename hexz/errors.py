@@ -15,6 +15,7 @@ __all__ = [
     "BlockError",
     "ConfigError",
     "CorruptSnapshot",
+    "CredentialsUnavailable",
     "CryptographyMissing",
     "HandedOver",
     "HandoverError",
@@ -227,6 +228,13 @@ class SealMismatch(StorageError):
     """Bytes of a snapshot, or of its seal, are not those that were sealed.  Others go on."""
 
     exit_status = 65
+
+
+class CredentialsUnavailable(HexzError):
+    """What should give the keys to a store does not answer, or has none that are still good; later it may."""
+
+    exit_status = 69
+    http_status = 503
 
 
 class NoSuchSnapshot(HexzError):
