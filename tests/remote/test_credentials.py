@@ -313,6 +313,10 @@ def test_a_file_of_our_own_has_to_be_there(home: Home, tmp_path: Path) -> None:
         home.credentials(file=str(missing)).get()
     with pytest.raises(ConfigError, match="not a regular file"):
         home.credentials(file="/dev/null").get()
+    with pytest.raises(ConfigError, match="not a regular file"):
+        home.credentials(file=str(tmp_path)).get()
+    with pytest.raises(ConfigError, match="not a possible file name"):
+        home.credentials(file="a\0b").get()
     os.mkfifo(missing, 0o600)
     with pytest.raises(ConfigError, match="not a regular file"):
         home.credentials(file=str(missing)).get()
