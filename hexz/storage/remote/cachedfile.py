@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 
-from hexz.storage.remote.pieces import CELL, Piece, stored_length
+from hexz.storage.remote.pieces import CELL, KeptPiece, stored_length
 from hexz.storage.remote.segments import (
     HEAD_SIZE,
     RECORD_SIZE,
@@ -15,7 +15,7 @@ from hexz.storage.remote.segments import (
     write_all,
 )
 from hexz.storage.remote.shelf import Shelf
-from hexz.storage.remote.tables import Segment, StoredFile
+from hexz.storage.remote.tables import CacheEntry, Segment
 
 __all__ = ["CachedFile"]
 
@@ -26,7 +26,7 @@ TOUCH_S = 300.0
 class CachedFile:
     """A handle to what there is of one identity; any number of threads may use it at once."""
 
-    def __init__(self, shelf: Shelf, stored: StoredFile) -> None:
+    def __init__(self, shelf: Shelf, stored: CacheEntry) -> None:
         self._shelf = shelf
         self._stored = stored
         self._closed = False
@@ -74,7 +74,7 @@ class CachedFile:
             self._shelf.counts.hit_bytes += end - start
         return b"".join(parts)
 
-    def _plan(self, start: int, end: int) -> list[tuple[Piece, Segment]] | None:
+    def _plan(self, start: int, end: int) -> list[tuple[KeptPiece, Segment]] | None:
         """Which pieces have the span, if all of it is there; their segments are used now."""
         shelf, plan, position = self._shelf, [], start
         with shelf.lock:
@@ -93,7 +93,7 @@ class CachedFile:
                 shelf.segments.move_to_end(segment.key)
         return plan
 
-    def _read_segment(self, segment: Segment, pieces: list[Piece], start: int, end: int) -> list[memoryview] | None:
+    def _read_segment(self, segment: Segment, pieces: list[KeptPiece], start: int, end: int) -> list[memoryview] | None:
         """What some pieces of a segment have of the span; None when not all of that is there and right."""
         shelf, stored = self._shelf, self._stored
         descriptor = shelf.use(segment)
@@ -136,6 +136,8 @@ class CachedFile:
 
         What comes in one call is one piece for the index, up to a MiB.  When it returns, it holds no part of `data`.
         """
+        if self._closed:
+            return
         view = memoryview(data).cast("B")
         for begin, end in self.missing(start, start + len(view)):
             edges = [begin, *range((begin // self._shelf.piece + 1) * self._shelf.piece, end, self._shelf.piece), end]
@@ -166,7 +168,7 @@ class CachedFile:
                 shelf.counts.written += len(data)
                 if stored.index is not None and not segment.gone:
                     before = stored.index.cost
-                    stored.index.add(Piece(start, start + len(data), segment.key, spot.place))
+                    stored.index.add(KeptPiece(start, start + len(data), segment.key, spot.place))
                     shelf.index_cost += stored.index.cost - before
                     segment.remember(start // CELL)
         except OSError as error:

@@ -12,10 +12,10 @@ from typing import NamedTuple
 
 from hexz.errors import ConfigError
 from hexz.storage.remote.cachedfile import CachedFile
-from hexz.storage.remote.pieces import CELL, Piece, PieceIndex, stored_length
+from hexz.storage.remote.pieces import CELL, KeptPiece, PieceIndex, stored_length
 from hexz.storage.remote.segments import SegmentHead, digest_of, scan_slots
 from hexz.storage.remote.shelf import MAX_INDEX, Shelf
-from hexz.storage.remote.tables import Segment, StoredFile
+from hexz.storage.remote.tables import CacheEntry, Segment
 
 __all__ = ["CachedFile", "DiskCache", "DiskCacheFigures"]
 
@@ -69,7 +69,7 @@ class DiskCache:
         shelf = self._shelf
         name = digest_of(identity).hex()[:40]
         with shelf.lock:
-            stored = shelf.stored.setdefault(name, StoredFile(name))
+            stored = shelf.stored.setdefault(name, CacheEntry(name))
             stored.identity = identity
             stored.opens += 1
             if stored.index is None and not stored.segments:
@@ -79,7 +79,7 @@ class DiskCache:
             self._load(stored, sorted(segments, key=lambda segment: segment.number))
         return CachedFile(shelf, stored)
 
-    def _load(self, stored: StoredFile, segments: list[Segment]) -> None:
+    def _load(self, stored: CacheEntry, segments: list[Segment]) -> None:
         """Read the maps of these segments, the oldest first, so that the last record wins."""
         shelf, index = self._shelf, PieceIndex()
         for segment in segments:
@@ -110,7 +110,7 @@ class DiskCache:
         slots, end = 0, layout.begin
         for slot, start, length, place in scan_slots(descriptor, SegmentHead(layout, segment.seed)):
             slots, end = slot + 1, max(end, place + stored_length(length))
-            index.add(Piece(start, start + length, segment.key, place))
+            index.add(KeptPiece(start, start + length, segment.key, place))
             segment.remember(start // CELL)
         allocated = os.fstat(descriptor).st_blocks * 512
         with self._shelf.lock:

@@ -11,7 +11,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-__all__ = ["CELL", "GRAIN", "STRIDE", "Piece", "PieceIndex", "stored_length"]
+__all__ = ["CELL", "GRAIN", "STRIDE", "KeptPiece", "PieceIndex", "stored_length"]
 
 CELL = 1 << 20
 """Bytes of a cell, and of the longest piece."""
@@ -29,7 +29,7 @@ CELL_COST = 256
 _ENTRY = struct.Struct("=IIII")  # begin and end within the cell, segment, place in the segment
 
 
-class Piece(NamedTuple):
+class KeptPiece(NamedTuple):
     """Bytes `start` to `end` of a file, which begin at `place` of a segment's file; cut into grains from `start` on."""
 
     start: int
@@ -57,7 +57,7 @@ class PieceIndex:
         """Bytes of memory that this takes, about and rather too many."""
         return PIECE_COST * self.pieces + CELL_COST * len(self._cells)
 
-    def find(self, start: int, end: int) -> list[Piece]:
+    def find(self, start: int, end: int) -> list[KeptPiece]:
         """The pieces with a part in the span, in order."""
         found = []
         for cell in self._between(start, end):
@@ -68,7 +68,7 @@ class PieceIndex:
                 if base + begin >= end:
                     break
                 if base + stop > start:
-                    found.append(Piece(base + begin, base + stop, segment, place))
+                    found.append(KeptPiece(base + begin, base + stop, segment, place))
         return found
 
     def gaps(self, start: int, end: int) -> list[tuple[int, int]]:
@@ -82,10 +82,10 @@ class PieceIndex:
             gaps.append((start, end))
         return gaps
 
-    def add(self, piece: Piece) -> None:
+    def add(self, piece: KeptPiece) -> None:
         """Put a piece, which has to lie in one cell, in the place of the grains that it overlaps."""
         cell = piece.start // CELL
-        if cell in self._cells:
+        if self.find(piece.start, piece.end):
             self.cut(piece.start, piece.end)
         base, data = cell * CELL, self._cells.get(cell, b"")
         begin = piece.start - base

@@ -5,10 +5,10 @@ of the file whose bytes it has, the identity's text as far as it fits, for peopl
 follow, `RECORD_SIZE` bytes each: where a piece belongs, its length, its place, and a CRC-32.  Then the pieces, cut into
 grains with a CRC-32 before each.  All numbers are little endian.
 
-Every other CRC begins with that of the head, and a grain's also with its offset in the file: bytes of another segment,
-another file or another place are taken for damaged, whoever put them there.  A segment only grows at its end, and its
-length is set when it is made, so that no file system allocates more than was written.  A slot that was not
-written, or only in part, is none.
+A record's CRC begins with that of the head, which is also mixed into a grain's, together with its offset in the file:
+bytes of another segment, another file or another place are taken for damaged, whoever put them there.  A segment only
+grows at its end, and its length is set when it is made, so that no file system allocates more than was written.  A
+slot that was not written, or only in part, is none.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ import zlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from hexz.storage.remote.pieces import CELL, GRAIN, STRIDE, Piece, stored_length
+from hexz.format.codec import crc32
+from hexz.storage.remote.pieces import CELL, GRAIN, STRIDE, KeptPiece, stored_length
 
 __all__ = [
     "HEAD_SIZE",
@@ -117,16 +118,17 @@ def build_piece(start: int, data: memoryview, seed: int) -> bytes:
     parts: list[bytes | memoryview] = []
     for at in range(0, len(data), GRAIN):
         grain = data[at : at + GRAIN]
-        parts += (_CRC.pack(zlib.crc32(grain, _seed_at(start + at, seed))), grain)
+        parts += (_CRC.pack(crc32(grain) ^ _seed_at(start + at, seed)), grain)
     return b"".join(parts)
 
 
 def _seed_at(offset: int, seed: int) -> int:
-    return (seed ^ (offset * 0x9E3779B1)) & 0xFFFFFFFF
+    """What is mixed into the CRC of a grain at this offset (a multiplicative hash, by the golden ratio)."""
+    return seed ^ ((offset * 0x9E3779B97F4A7C15 >> 32) & 0xFFFFFFFF)
 
 
 def read_piece(
-    descriptor: int, seed: int, piece: Piece, start: int, end: int
+    descriptor: int, seed: int, piece: KeptPiece, start: int, end: int
 ) -> tuple[list[memoryview], list[tuple[int, int]]]:
     """What a piece has of the span, in parts, and where its grains are damaged; then the parts are of no use.
 
@@ -138,12 +140,12 @@ def read_piece(
     whole = min(piece.start + last * GRAIN, piece.end) - begin
     data = memoryview(os.pread(descriptor, stored_length(whole), piece.place + first * STRIDE))
     parts, damaged = [], []
-    crc_of, crc32 = _CRC.unpack_from, zlib.crc32
+    crc_of = _CRC.unpack_from
     for at in range(0, whole, GRAIN):
         offset, place = begin + at, at // GRAIN * STRIDE
         length = min(GRAIN, whole - at)
         grain = data[place + 4 : place + 4 + length]
-        if len(grain) != length or crc32(grain, _seed_at(offset, seed)) != crc_of(data, place)[0]:
+        if len(grain) != length or crc32(grain) ^ _seed_at(offset, seed) != crc_of(data, place)[0]:
             damaged.append((offset, offset + length))
         elif offset < start or offset + length > stop:
             parts.append(grain[max(start - offset, 0) : stop - offset])

@@ -29,7 +29,7 @@ from hexz.storage.remote.segments import (
     segment_name,
     write_all,
 )
-from hexz.storage.remote.tables import Segment, ShelfCounts, Spot, StoredFile
+from hexz.storage.remote.tables import CacheEntry, Segment, ShelfCounts, Spot
 
 __all__ = ["Shelf"]
 
@@ -67,12 +67,13 @@ class Shelf:
         self._layout = Layout(max(payload // 4096, 64), payload // self.piece * stored_length(self.piece))
         self.lock = threading.Lock()  # guards what follows, and every stored file and segment
         self.segments: OrderedDict[int, Segment] = OrderedDict()  # by key, the least recently used first
-        self.stored: dict[str, StoredFile] = {}
+        self.stored: dict[str, CacheEntry] = {}
         self.index_cost = 0
         self.held = 4 * self._folder.block  # the folder itself and the lock
         self.counts = ShelfCounts()
         self.closing = False
         self._opened: OrderedDict[int, Segment] = OrderedDict()  # those with a descriptor
+        self._stuck: list[Segment] = []  # that could not be removed so far
         self._descriptors = 0
         self._keys = 0
         self._number = 0
@@ -95,11 +96,11 @@ class Shelf:
             else:
                 self._folder.remove(file.owner, segment_name(file.number))
         for file in sorted(found, key=lambda file: file.used):
-            stored = self.stored.setdefault(file.owner, StoredFile(file.owner))
+            stored = self.stored.setdefault(file.owner, CacheEntry(file.owner))
             self._enter(stored, file.number, max(file.allocated, self._folder.block) + self._folder.block)
         self.evict_until(lambda: self.held <= self.size)
 
-    def _enter(self, stored: StoredFile, number: int, charge: int, layout: Layout | None = None) -> Segment:
+    def _enter(self, stored: CacheEntry, number: int, charge: int, layout: Layout | None = None) -> Segment:
         self._keys += 1
         # Keys are four bytes in the index: a number that comes again belongs to nobody any more.
         while (key := self._keys & 0xFFFFFFFF) in self.segments:
@@ -111,7 +112,7 @@ class Shelf:
         stored.on_disk += 1
         return segment
 
-    def _extra(self, stored: StoredFile) -> int:
+    def _extra(self, stored: CacheEntry) -> int:
         """Bytes for the folder of a file that has none so far, its name included."""
         return 0 if stored.on_disk else 2 * self._folder.block
 
@@ -121,7 +122,7 @@ class Shelf:
         used = (HEAD_SIZE + slots * RECORD_SIZE, end - layout.begin)
         return block + sum(-(-length // block) * block for length in used)
 
-    def reserve(self, stored: StoredFile, length: int) -> Spot | None:
+    def reserve(self, stored: CacheEntry, length: int) -> Spot | None:
         """A spot for `length` bytes as they are stored, of which the caller is a user; None where there is no room."""
         while True:
             with self.lock:
@@ -135,7 +136,7 @@ class Shelf:
                 else:
                     slots, end = 1, self._layout.begin + length
                     need = self._cost(self._layout, slots, end) + self._extra(stored)
-                fits = self.held + need <= self.size and len(self.segments) < MAX_SEGMENTS
+                fits = self.held + need <= self.size and len(self.segments) + len(self._stuck) < MAX_SEGMENTS
                 if fits and self.index_cost <= MAX_INDEX:
                     if segment is None:
                         number = max(self._number + 1, time.time_ns())
@@ -149,14 +150,11 @@ class Shelf:
                     self._busy += 1
                     self.segments.move_to_end(segment.key)
                     return spot
-                victim = self._oldest(of_open=fits)
-                if victim is None:
-                    return None
-                self._detach(victim)
-            if not self._remove(victim):
+                victim = self._take_oldest(of_open=fits)
+            if victim is None or not self._remove(victim):
                 return None
 
-    def _with_room(self, stored: StoredFile, length: int) -> Segment | None:
+    def _with_room(self, stored: CacheEntry, length: int) -> Segment | None:
         for segment in list(stored.room):
             layout = segment.layout
             if layout is None or segment.slots >= layout.slots or segment.end >= layout.length:
@@ -190,17 +188,17 @@ class Shelf:
         """Remove what was least recently used, of files that are open or of all, until there is `enough` room."""
         while True:
             with self.lock:
-                victim = None if enough() else self._oldest(of_open)
-                if victim is None:
-                    return
-                self._detach(victim)
-            if not self._remove(victim):
+                victim = None if enough() else self._take_oldest(of_open)
+            if victim is None or not self._remove(victim):
                 return
 
-    def _oldest(self, of_open: bool = False) -> Segment | None:
-        """The segment that nobody uses now and nobody used for longest."""
+    def _take_oldest(self, of_open: bool = False) -> Segment | None:
+        """The segment that nobody uses now and nobody used for longest, taken out of the tables."""
+        if self._stuck and not of_open:
+            return self._stuck.pop()
         for segment in self.segments.values():
             if not segment.users and (not of_open or self.stored[segment.owner].index is not None):
+                self._detach(segment)
                 return segment
         return None
 
@@ -226,8 +224,9 @@ class Shelf:
 
     def _remove(self, segment: Segment) -> bool:
         """Remove a detached segment that nobody uses; False when it is still there."""
-        if segment.descriptor >= 0:
-            os.close(segment.descriptor)
+        descriptor, segment.descriptor = segment.descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
         try:
             self._folder.remove(segment.owner, segment.name)
             error = None
@@ -235,12 +234,14 @@ class Shelf:
             error = found
             self.fail(error)
         with self.lock:
-            self._descriptors -= segment.descriptor >= 0
+            self._descriptors -= descriptor >= 0
             stored = self.stored[segment.owner]
             if error is None:
                 self.held -= segment.charge
                 self.counts.evicted += segment.charge
                 stored.on_disk -= 1
+            else:
+                self._stuck.append(segment)
             empty = not stored.on_disk
             self.tidy(stored)
         if empty:
@@ -249,7 +250,7 @@ class Shelf:
                 self.held -= 2 * self._folder.block
         return error is None
 
-    def tidy(self, stored: StoredFile) -> None:
+    def tidy(self, stored: CacheEntry) -> None:
         """Forget a file that there is nothing of; under the lock."""
         if not stored.opens:
             if stored.index is not None:
@@ -319,14 +320,16 @@ class Shelf:
         """Open a segment that has been made; -1 if it is not what it was, or not this identity's.  Raises: OSError."""
         descriptor = self._folder.open(segment.owner, segment.name)
         try:
-            head = parse_head(os.pread(descriptor, HEAD_SIZE, 0), digest_of(identity), segment.number)
+            data = os.pread(descriptor, HEAD_SIZE, 0)
         except BaseException:
             os.close(descriptor)
             raise
+        head = parse_head(data, digest_of(identity), segment.number)
         if head is None or (segment.layout is not None and head != (segment.layout, segment.seed)):
             os.close(descriptor)
-            with self.lock:
-                self.counts.damaged += 1
+            if data.strip(b"\0"):  # else whoever made it was killed before it had a head
+                with self.lock:
+                    self.counts.damaged += 1
             return -1
         segment.layout, segment.seed = head
         return descriptor
@@ -413,9 +416,7 @@ class Shelf:
             gives = full and now >= self._full_until
             if full:
                 self._full_until = now + FULL_S
-            victim = self._oldest() if gives else None
-            if victim is not None:
-                self._detach(victim)
+            victim = self._take_oldest() if gives else None
         if logged:
             log.warning("%s: the disk cache: %s", self._folder.named, error.strerror or error)
         if victim is not None:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from hexz.storage.remote.pieces import PieceIndex
 from hexz.storage.remote.segments import Layout, segment_name
 
-__all__ = ["Segment", "ShelfCounts", "Spot", "StoredFile"]
+__all__ = ["Segment", "ShelfCounts", "Spot", "CacheEntry"]
 
 
 class Segment:
@@ -52,7 +52,7 @@ class Segment:
             self.cells.append(cell)
 
 
-class StoredFile:
+class CacheEntry:
     """What there is of one identity; the index only while it is open.  The shelf's lock guards everything."""
 
     __slots__ = ("identity", "index", "name", "on_disk", "opens", "room", "segments")
