@@ -832,6 +832,81 @@ def test_a_segment_that_cannot_be_removed_stays_counted(tmp_path: Path, monkeypa
         assert file.read(5 * MIB, 5 * MIB + 60_000) is not None
 
 
+def test_a_segment_whose_map_was_not_read_is_not_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "cache"
+    with contextlib.closing(DiskCache(str(folder), 64 * MIB)) as cache:
+        keep(cache.open("file"), 1, 0, 1000)
+    with contextlib.closing(DiskCache(str(folder), 64 * MIB)) as cache:
+        with monkeypatch.context() as patch:
+            patch.setattr(shelf, "MAX_DESCRIPTORS", 0)
+            file = cache.open("file")
+        assert file.held() == 0
+        (segment,) = cache._shelf.segments.values()
+        assert cache._shelf.use(segment) >= 0
+        cache._shelf.release(segment)
+        keep(file, 1, 5000, 6000)
+        assert file.read(5000, 6000) == content(1, 5000, 6000) and len(segment_files(folder)) == 2
+    with contextlib.closing(DiskCache(str(folder), 64 * MIB)) as cache:
+        file = cache.open("file")
+        assert file.missing(0, 6000) == [(1000, 5000)]
+        assert file.read(0, 1000) == content(1, 0, 1000)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_disk_that_fails_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    """Whichever call fails of whichever thread: right bytes or none, no error, and nothing is lost track of."""
+    folder = tmp_path / "cache"
+    before = len(os.listdir("/proc/self/fd"))
+    monkeypatch.setattr(shelf, "FULL_S", 0.001)
+    cache = DiskCache(str(folder), 2 * MIB)
+    faults = random.Random(seed)
+    wrong: list[object] = []
+
+    def failing(real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **more: Any) -> Any:
+            if threading.current_thread().name.startswith("faulty") and faults.random() < 0.03:
+                number = faults.choice((errno.EIO, errno.ENOSPC, errno.EACCES, errno.EMFILE))
+                raise OSError(number, os.strerror(number))
+            return real(*arguments, **more)
+
+        return call
+
+    def work(number: int) -> None:
+        source = random.Random(number)
+        try:
+            for _ in range(60):
+                with contextlib.closing(cache.open(f"file {source.randrange(4)}")) as file:
+                    which = int(file._stored.identity[-1])
+                    for _ in range(6):
+                        start = source.randrange(MIB)
+                        end = start + source.choice((1, 4096, 33_000, 200_000))
+                        keep(file, which, start, end)
+                        data = file.read(start, end)
+                        assert data is None or data == content(which, start, end)
+        except BaseException as error:
+            wrong.append(error)
+
+    with monkeypatch.context() as patch:
+        for name in ("open", "pread", "pwrite", "unlink", "rmdir", "mkdir", "fstat", "stat", "ftruncate", "utime"):
+            patch.setattr(os, name, failing(getattr(os, name)))
+        threads = [threading.Thread(target=work, args=(number,), name=f"faulty {number}") for number in range(5)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(100)
+    assert not wrong
+    figures = cache.figures()
+    assert figures.failures > 10 and figures.written_bytes and figures.damaged == 0
+    assert taken(folder) <= figures.held <= 2 * MIB
+    assert not any(segment.users for segment in cache._shelf.segments.values())
+    file = cache.open("after")
+    file.keep(0, content(9, 0, 3 * MIB))
+    assert file.read(3 * MIB - 50_000, 3 * MIB) == content(9, 3 * MIB - 50_000, 3 * MIB)
+    assert taken(folder) <= cache.figures().held <= 2 * MIB
+    cache.close()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
 class Caching(RuleBasedStateMachine):
     """Two files in a small cache, against what was ever kept of them: right bytes, or none."""
 

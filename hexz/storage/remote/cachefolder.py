@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import re
@@ -20,7 +21,7 @@ FILE_MODE = 0o600
 MAX_BLOCK = 1 << 16
 """What a file system's blocks are taken for at most."""
 _IDENTITY = re.compile(r"[0-9a-f]{40}")
-_SEGMENT = re.compile(r"[0-9a-f]{16}")
+_SEGMENT = re.compile(r"[0-3][0-9a-f]{15}")
 
 
 class FoundSegment(NamedTuple):
@@ -52,8 +53,8 @@ class CacheFolder:
                 raise ConfigError(f"{folder}: cannot be the disk cache: it is a symbolic link of user {link.st_uid}")
             self.path = os.path.realpath(folder)
             self._check()
-            self._lock, self._mark = self._take()
             blocks = os.statvfs(self.path).f_frsize
+            self._lock, self._mark = self._take()
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else "not a possible name"
             raise ConfigError(f"{folder}: cannot be the disk cache: {reason}") from None
@@ -72,27 +73,28 @@ class CacheFolder:
         path = os.path.join(self.path, LOCK)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, FILE_MODE)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            mark = os.fstat(descriptor)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                pid = os.pread(descriptor, 32, 0).strip().decode("ascii", "replace")
+                who = f"process {pid}" if pid.isdigit() else "another process"
+                raise ConfigError(
+                    f"{self.named}: {who} uses this disk cache: give each daemon a folder of its own"
+                ) from None
             with contextlib.suppress(OSError):  # the number is for people, and the disk may be full
                 os.ftruncate(descriptor, 0)
                 os.pwrite(descriptor, b"%d\n" % os.getpid(), 0)
-        except BlockingIOError:
-            pid = os.pread(descriptor, 32, 0).strip().decode("ascii", "replace")
-            os.close(descriptor)
-            who = f"process {pid}" if pid.isdigit() else "another process"
-            raise ConfigError(
-                f"{self.named}: {who} uses this disk cache: give each daemon a folder of its own"
-            ) from None
         except BaseException:
             os.close(descriptor)
             raise
-        return descriptor, os.fstat(descriptor)
+        return descriptor, mark
 
     def is_ours(self) -> bool:
-        """Whether the folder is still there, with the lock that we have."""
+        """Whether the folder is still there, with the lock that we have.  Raises: OSError."""
         try:
             found = os.stat(os.path.join(self.path, LOCK), follow_symlinks=False)
-        except OSError:
+        except (FileNotFoundError, NotADirectoryError):
             return False
         return os.path.samestat(found, self._mark)
 
@@ -144,9 +146,12 @@ class CacheFolder:
             os.unlink(os.path.join(self.path, owner, name))
 
     def remove_folder(self, owner: str) -> None:
-        """Remove an identity's folder if nothing is in it."""
-        with contextlib.suppress(OSError):
+        """Remove an identity's folder if nothing is in it.  Raises: OSError when it is there, empty, and stays."""
+        try:
             os.rmdir(os.path.join(self.path, owner))
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST):
+                raise
 
     def has(self, owner: str, name: str) -> bool:
         """Whether a segment's file is there."""

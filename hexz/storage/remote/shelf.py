@@ -181,7 +181,8 @@ class Shelf:
     def offer(self, segment: Segment) -> None:
         """Note that there may be room in a segment; under the lock."""
         stored = self.stored.get(segment.owner)
-        if stored is not None and not segment.gone and segment not in stored.room:
+        known = segment.end > 0  # else its map was not read
+        if stored is not None and known and not segment.gone and segment not in stored.room:
             stored.room = [*stored.room[1 - MAX_ROOM :], segment]
 
     def evict_until(self, enough: Callable[[], bool], of_open: bool = False) -> None:
@@ -245,9 +246,13 @@ class Shelf:
             empty = not stored.on_disk
             self.tidy(stored)
         if empty:
-            self._folder.remove_folder(segment.owner)
-            with self.lock:
-                self.held -= 2 * self._folder.block
+            try:
+                self._folder.remove_folder(segment.owner)
+            except OSError as found:
+                self.fail(found)
+            else:
+                with self.lock:
+                    self.held -= 2 * self._folder.block
         return error is None
 
     def tidy(self, stored: CacheEntry) -> None:
