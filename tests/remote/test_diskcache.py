@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from hexz.errors import ConfigError
-from hexz.storage.remote import pieces, segments, shelf
+from hexz.storage.remote import diskcache, pieces, segments, shelf
 from hexz.storage.remote.diskcache import MIN_SIZE, CachedFile, DiskCache
 from hexz.storage.remote.segments import HEAD_SIZE, RECORD_SIZE, Layout, build_head, build_record, digest_of, parse_head
 from tests.peers import ROOT, run
@@ -439,7 +439,8 @@ def test_a_record_leads_nowhere_outside(tmp_path: Path) -> None:
         (8192, 4096, layout.length - 4096),
         (8192, 4096, (1 << 32) - 1),
     ]
-    records = [build_record(*fields, seed) for fields in bad]
+    flipped = bytes([good[0] ^ 1]) + good[1:]
+    records = [flipped, *(build_record(*fields, seed) for fields in bad)]
     with path.open("r+b") as file:
         file.seek(HEAD_SIZE + RECORD_SIZE)
         file.write(b"".join(records) + good[: RECORD_SIZE // 2])
@@ -567,6 +568,39 @@ def test_the_least_recently_used_goes_first_across_files_and_restarts(tmp_path: 
         assert sum(cache.open(f"file {number}").held() for number in (1, 2, 4, 5)) < 4 * 400_000
 
 
+def test_writing_is_a_use_as_well(tmp_path: Path) -> None:
+    with contextlib.closing(DiskCache(str(tmp_path / "cache"), 4 * MIB)) as cache:
+        first, others = cache.open("first"), cache.open("others")
+        for number in range(60):  # which find room in one segment
+            keep(first, 1, number * 100, number * 100 + 100)
+            keep(others, 2, number * 150_000, number * 150_000 + 150_000)
+        assert cache.figures().evicted_bytes > 3 * MIB
+        assert first.read(0, 6000) == content(1, 0, 6000)
+
+
+def test_what_is_evicted_while_maps_are_read_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "cache"
+    with contextlib.closing(DiskCache(str(folder), 4 * MIB)) as cache:
+        file = cache.open("file")
+        keep(file, 1, 0, MIB)
+        assert len(segment_files(folder)) > 5
+    with contextlib.closing(DiskCache(str(folder), 4 * MIB)) as cache:
+        real = segments.scan_slots
+        left = [5]
+
+        def scan(*arguments: Any) -> Any:
+            left[0] -= 1
+            cache._shelf.evict_until(lambda: left[0] != 0 or len(segment_files(folder)) < 5)
+            return real(*arguments)
+
+        monkeypatch.setattr(diskcache, "scan_slots", scan)
+        file = cache.open("file")
+        assert cache.figures().evicted_bytes
+        held = file.held()
+        assert 0 < held < MIB and check(file, 1) == held
+        assert cache.figures().misses == 0
+
+
 def test_a_file_larger_than_the_cache_passes_through(tmp_path: Path) -> None:
     with contextlib.closing(DiskCache(str(tmp_path / "cache"), MIN_SIZE)) as cache:
         file = cache.open("file")
@@ -591,7 +625,7 @@ def test_a_full_disk_stops_neither_reading_nor_what_comes_after(
         for start in range(100_000, MIB, 50_000):
             keep(new, 2, start, start + 50_000)
         figures = cache.figures()
-        assert figures.failures == 1, "once is enough for a while"
+        assert figures.failures == 1 and new.held() == 100_000, "once is enough for a while"
         assert new.read(0, 100_000) == content(2, 0, 100_000)
         assert old.held() in (0, MIB)
         assert [record.levelname for record in caplog.records] == ["WARNING"]

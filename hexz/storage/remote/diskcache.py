@@ -48,7 +48,7 @@ class DiskCache:
 
     Memory: for the index of open files 24 bytes a piece and 256 for each MiB of a file with a piece in it, `MAX_INDEX`
     at most (48 MiB, which at 32 KiB a piece is enough for 50 GiB; with more, the least recently used go earlier);
-    and some 300 bytes for each segment, of which there are `MAX_SEGMENTS` at most.
+    and some 500 bytes for each segment, of which there are 32,768 at most.
     """
 
     def __init__(self, folder: str, size: int) -> None:
