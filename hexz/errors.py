@@ -26,6 +26,10 @@ __all__ = [
     "NoSuchSnapshot",
     "NotASnapshot",
     "NotEncrypted",
+    "OriginChanged",
+    "OriginError",
+    "OriginTimeout",
+    "OriginUnavailable",
     "OutOfMemory",
     "Overloaded",
     "PackageMissing",
@@ -36,6 +40,7 @@ __all__ = [
     "SealKeyNeeded",
     "SealMismatch",
     "SealMissing",
+    "SnapshotAwaited",
     "SnapshotError",
     "SnapshotNotFound",
     "SnapshotTooLarge",
@@ -131,6 +136,16 @@ class SnapshotUnreadable(SnapshotError):
     """The file is there, but this user may not read it."""
 
     exit_status = 77
+
+
+class OriginUnavailable(SnapshotError):
+    """The server that has a snapshot cannot be reached, or does not answer as it should.  Later it may.
+
+    `silent`: it gave no right answer in all the time that there was, so that others of its snapshots need not be tried.
+    """
+
+    exit_status = 69
+    silent = False
 
 
 class NotASnapshot(SnapshotError):
@@ -230,6 +245,25 @@ class SealMismatch(StorageError):
     exit_status = 65
 
 
+class OriginError(StorageError):
+    """The server that has a snapshot answers what cannot be used; `status` is HTTP's, or 0."""
+
+    http_status = 502
+    status = 0
+
+
+class OriginTimeout(OriginError):
+    """The server that has a snapshot gave no right answer in time.  Later it may."""
+
+    http_status = 504
+
+
+class OriginChanged(OriginError):
+    """The snapshot's server has other bytes under its name than when it was opened: for good."""
+
+    http_status = 500
+
+
 class CredentialsUnavailable(HexzError):
     """What should give the keys to a store does not answer, or has none that are still good; later it may."""
 
@@ -243,6 +277,13 @@ class NoSuchSnapshot(HexzError):
     exit_status = 66
     http_status = 404
     nbd_errno = errno.ENOENT
+
+
+class SnapshotAwaited(NoSuchSnapshot):
+    """A snapshot that is to be served, and is not yet: its server did not answer so far."""
+
+    exit_status = 69
+    http_status = 503
 
 
 class NameTaken(UsageError):

@@ -8,10 +8,40 @@ import stat
 
 from hexz.errors import ConfigError
 
-__all__ = ["CREDENTIALS_FOLDER", "check_secret", "secret_trouble"]
+__all__ = ["CREDENTIALS_FOLDER", "check_secret", "read_secret", "read_secret_lines", "secret_trouble"]
 
 CREDENTIALS_FOLDER = "CREDENTIALS_DIRECTORY"
 """The variable that says where the service manager put its secrets, for us alone."""
+
+MAX_SECRETS = 1 << 20
+"""Longest file of tokens or keys, bytes."""
+
+
+def read_secret(path: str, what: str, most: int = MAX_SECRETS) -> bytes:
+    """What is in the file at `path`, at most `most` bytes; `what` says for messages what that is.
+
+    Raises: ConfigError, also when others than its owner may read or write the file.
+    """
+    try:
+        with open(path, "rb") as file:
+            check_secret(path, os.fstat(file.fileno()))
+            data = file.read(most + 1)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot read the {what}: {error.strerror}") from None
+    if len(data) > most:
+        raise ConfigError(f"{path}: too long: the {what} may have {most} bytes")
+    return data
+
+
+def read_secret_lines(path: str, what: str) -> list[str]:
+    """The lines of a file of secrets, which is UTF-8.
+
+    Raises: ConfigError.
+    """
+    try:
+        return read_secret(path, what).decode().splitlines()
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: cannot read the {what}: not UTF-8") from None
 
 
 def check_secret(path: str, status: os.stat_result) -> None:

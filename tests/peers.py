@@ -44,6 +44,7 @@ PACKAGES = {
     "sshd": "openssh-server",
     "systemctl": "systemd",
     "systemd-analyze": "systemd",
+    "varnishd": "varnish",
 }
 """Debian's package of a program that is called otherwise."""
 MISSING = "needs a peer: "

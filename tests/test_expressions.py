@@ -34,6 +34,8 @@ MOST_CPU_S = 0.1
 """What one text may take; a linear expression takes some milliseconds, a quadratic one several times this."""
 MOST_S = 300
 """What all may take, on a machine that is busy with other things."""
+MOST_TEXTS = 12_000
+"""Texts for one expression: of more, some beginnings are left out."""
 FOREIGN = "\x00"
 QUADRATIC = r"[ ,]* *;"
 EXPONENTIAL = r"(?:a|a)*b"
@@ -125,6 +127,7 @@ def texts(pattern: Any) -> Iterator[str]:
     own = [chr(code) for code in sorted(characters(parsed)) if code < 256] or ["a"]
     beginnings = sorted({example(parsed, times)[:end] for times in (0, 1) for end in range(64)})
     pairs = [one + other for one in own for other in own]
+    beginnings = beginnings[:: -(-2 * len(pairs) * len(beginnings) // MOST_TEXTS)]
     for pair in pairs:
         repeated = pair * (MAX_HEAD // 2)
         for beginning in beginnings:

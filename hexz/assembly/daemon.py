@@ -9,6 +9,7 @@ from functools import partial
 from hexz.assembly.listeners import CONTROL_PLACES, fit_connections, listen, raise_descriptors, sort_passed
 from hexz.assembly.sites import Sites
 from hexz.catalog import Catalog
+from hexz.catalog.recovery import Recovery
 from hexz.catalog.sources import find_sources
 from hexz.control.mounts import MountTable
 from hexz.control.roots import Roots
@@ -18,6 +19,8 @@ from hexz.daemon.running import Running
 from hexz.daemon.systemd import Notifier
 from hexz.errors import HexzError
 from hexz.options.parser import Settings, access_of
+from hexz.options.remote import remote_settings
+from hexz.options.values import Options
 from hexz.rights.secrets import CREDENTIALS, read_password, read_seal_key, unused_credentials
 from hexz.servers.accept_loop import AcceptLoop
 from hexz.servers.addresses import UnixAddress, place_of
@@ -38,9 +41,10 @@ def open_catalog(settings: Settings) -> Catalog:
     password = read_password(options.password_file)
     seals = SealPolicy(read_seal_key(options.seal_key_file), options.require_seal)
     folders = tuple(map(os.path.abspath, options.parent_dir))
-    context = new_context(options.cache_size, password, folders, seals=seals)
+    context = new_context(options.cache_size, password, folders, seals=seals, remote=remote_settings(options))
     context = context._replace(follow_parents=not options.no_parents, require_encrypted=options.require_encrypted)
     catalog = Catalog(context)
+    catalog.require_origins = options.require_origin
     if not options.upgrade:
         catalog.open_all(find_sources(settings.options.snapshots))
     return catalog
@@ -78,6 +82,11 @@ def assemble(
         running.warn(f"skipped: {line}")
     if catalog.skipped and not len(catalog):
         running.warn(f"no snapshot is served: none of the {len(catalog.skipped)} files can be")
+    _begin_warming(options, catalog, running)
+    recovery = Recovery(catalog)
+    running.on_recovery(recovery.begin)
+    running.on_end(recovery.end)
+    recovery.begin()
     catalog.context.metrics.listeners = front.figures
     roots = Roots(options.control_root, lambda: [source.path for source in find_sources(settings.options.snapshots)])
     mounts = MountTable(catalog, roots, catalog.context.metrics.events.add)
@@ -100,6 +109,20 @@ def assemble(
         raise
     running.live_by(lifecycle, control)
     return running
+
+
+def _begin_warming(options: Options, catalog: Catalog, running: Running) -> None:
+    """Fetch ahead what the command line asks for.  Raises: ConfigError for a list that cannot be read."""
+    if not options.prefetch and not options.fill:
+        return
+    from hexz.catalog.warming import Warming
+    from hexz.tools.prefetch import read_lists
+
+    warming = Warming(read_lists(options.prefetch), options.fill, options.fetch_rate)
+    catalog.when_opened = warming.begin
+    running.on_end(warming.end)
+    for one in catalog.served():
+        warming.begin(one.snapshot)
 
 
 def _reload_seal_key(seals: Seals, path: str) -> None:

@@ -17,8 +17,18 @@ from typing import NamedTuple
 
 from hexz.catalog.leases import Lease, Published, Served
 from hexz.catalog.names import Source, check_name
-from hexz.errors import HexzError, NameTaken, NoSuchSnapshot, UsageError
+from hexz.catalog.openings import Openings
+from hexz.errors import (
+    HexzError,
+    NameTaken,
+    NoSuchSnapshot,
+    OriginUnavailable,
+    SnapshotAwaited,
+    SnapshotUnreadable,
+    UsageError,
+)
 from hexz.snapshot import OpenContext, Opener, Snapshot, Stream, doubt
+from hexz.storage.remote import is_remote
 
 __all__ = ["Catalog", "SyncResult"]
 
@@ -45,8 +55,15 @@ class Catalog:
         """By directory that was missing at the last `sync`, what is still served of it."""
         self.skipped: dict[str, str] = {}
         """By path, one line on each file that cannot be served as it is now: of the last `open_all` or `sync`."""
+        self.unreachable: dict[str, Source] = {}
+        """By name, what is not served because its server did not answer; entries are replaced and taken away."""
+        self.require_origins = False
+        """Such a snapshot is an error like any other."""
+        self.when_opened: Callable[[Snapshot], None] = _nothing
+        """Is told of each snapshot that is published, once it is."""
         context.metrics.default = lambda: self.default
         context.metrics.skipped = lambda: len(self.skipped)
+        context.metrics.unreachable = lambda: len(self.unreachable)
         self._published: dict[str, Published] = {}  # replaced as entries under _lock; read without it
         self._names_of: dict[str, tuple[str, ...]] = {}  # by file; entries are replaced like those above
         self._reserved: set[str] = set()  # names being opened; guarded by _lock
@@ -66,12 +83,17 @@ class Catalog:
     def lease(self, name: str | None = None) -> Lease:
         """A lease of the snapshot called `name`; None or "" means the default one.
 
-        Raises: NoSuchSnapshot.
+        Raises: NoSuchSnapshot; SnapshotAwaited where its server did not answer yet.
         """
         while True:
             wanted = name or self.default
             published = self._published.get(wanted or "")
             if published is None:
+                awaited = name or next(iter(self.unreachable), "")
+                if awaited in self.unreachable:
+                    raise SnapshotAwaited(
+                        f"{awaited!r} is not served yet, for its server does not answer: ask again later"
+                    )
                 if name or wanted == self.default:  # else there is another default by now
                     raise NoSuchSnapshot(f"there is no snapshot called {name!r}" if name else "no snapshot is served")
             elif published.take():
@@ -154,7 +176,10 @@ class Catalog:
         """
         self._publish(name, path, mounted, replace=True)
 
-    def _publish(self, name: str, path: str, mounted: bool, replace: bool) -> None:
+    def _publish(
+        self, name: str, path: str, mounted: bool, replace: bool, opened: Callable[[str], Snapshot] | None = None
+    ) -> None:
+        """`opened` gives the snapshot at a path, where it is not just opened."""
         with self._lock:
             if replace and name not in self._published:
                 raise NoSuchSnapshot(f"there is no snapshot called {name!r}")
@@ -162,7 +187,7 @@ class Catalog:
                 raise NameTaken(f"a snapshot called {name!r} is already served: use NAME=FILE to choose another name")
             self._reserved.add(name)
         try:
-            snapshot = self._opener.open(path)
+            snapshot = (opened or self._opener.open)(path)
             doubted = doubt(snapshot)
             try:
                 old = self._put(name, path, snapshot, mounted, replace)
@@ -174,6 +199,7 @@ class Catalog:
                 self._reserved.discard(name)
         if old is not None:
             old.withdraw()
+        self.when_opened(snapshot)
         if doubted:
             self._warn(doubted)
 
@@ -248,16 +274,53 @@ class Catalog:
         Raises: what `add` raises for one that was named itself.
         """
         skipped: dict[str, str] = {}
-        for source in sources:
-            try:
-                if source.trouble:
-                    raise UsageError(source.trouble)
-                self.add(source.name, source.path)
-            except HexzError as error:
-                if not source.gathered:
-                    raise
-                skipped[source.path] = source.said(error)
+        listed = list(sources)
+        with Openings(self._opener.open, listed) as openings:
+            for source in listed:
+                try:
+                    if source.trouble:
+                        raise UsageError(source.trouble)
+                    self._publish(check_name(source.name), source.path, False, False, openings.take)
+                except HexzError as error:
+                    if not source.gathered and not self._waits_for(source, error):
+                        raise
+                    skipped[source.path] = source.said(error)
         self.skipped = skipped
+
+    def _waits_for(self, source: Source, error: HexzError) -> bool:
+        """Whether `source` is to be tried again, since only its server's answer is missing, or its permission.
+
+        Keys expire, and are renewed by others; stores say so with a refusal.
+        """
+        passing = is_remote(source.path) and isinstance(error, (OriginUnavailable, SnapshotUnreadable))
+        waits = passing and not self.require_origins and source.name not in self
+        if waits:
+            self.unreachable[source.name] = source
+        return waits
+
+    def reach(self, source: Source) -> None:
+        """Try one of the `unreachable` again; it is none any more unless its server still does not answer.
+
+        Raises: what `add` raises.
+        """
+        try:
+            self.add(source.name, source.path)
+        except (OriginUnavailable, SnapshotUnreadable):
+            raise
+        except NameTaken:
+            if source.name in self:  # else a reload is just opening it
+                self._reached(source)
+            raise
+        except HexzError as error:
+            log.error("not served: %s", source.said(error), extra={"each": True})
+            self._reached(source)
+            raise
+        self._reached(source)
+        self.skipped = {path: line for path, line in self.skipped.items() if path != source.path}
+
+    def _reached(self, source: Source) -> None:
+        if self.unreachable.get(source.name) is source:
+            self.unreachable = {name: one for name, one in self.unreachable.items() if one is not source}
 
     def sync(self, find_sources: Callable[[], Sequence[Source]]) -> SyncResult:
         """Make the catalog hold just the sources that `find_sources` gives.
@@ -271,25 +334,29 @@ class Catalog:
         missing: dict[str, list[str]] = {}
         skipped: dict[str, str] = {}
         wanted = set()
-        for source in find_sources():
-            try:
-                if source.trouble:
-                    raise UsageError(source.trouble)
-                wanted.add(source.name)
-                self._sync_one(source.name, source.path, result)
-            except HexzError as error:
-                skipped[source.path] = source.said(error)
-                result.failed.append(f"{source.name}: {error}")
-                if self._lost_folder(source):
-                    del skipped[source.path]
-                    missing.setdefault(_folder_of(source.path), []).append(source.name)
-                    continue
-                log.warning("not reloaded: %s", skipped[source.path], extra={"each": True})
+        listed = find_sources()
+        self.unreachable = {}
+        with Openings(self._opener.open, listed) as openings:
+            for source in listed:
+                try:
+                    if source.trouble:
+                        raise UsageError(source.trouble)
+                    wanted.add(source.name)
+                    self._sync_one(source.name, source.path, result, openings)
+                except HexzError as error:
+                    skipped[source.path] = source.said(error)
+                    result.failed.append(f"{source.name}: {error}")
+                    self._waits_for(source, error)
+                    if self._lost_folder(source):
+                        del skipped[source.path]
+                        missing.setdefault(_folder_of(source.path), []).append(source.name)
+                        continue
+                    log.warning("not reloaded: %s", skipped[source.path], extra={"each": True})
         self.skipped = skipped
         for one in self.served():
             if one.name not in wanted and not one.mounted:
                 folder = _folder_of(one.path)
-                if not os.path.isdir(folder):
+                if not is_remote(one.path) and not os.path.isdir(folder):
                     missing.setdefault(folder, []).append(one.name)
                     continue
                 with contextlib.suppress(NoSuchSnapshot):  # somebody else was faster
@@ -303,24 +370,29 @@ class Catalog:
     def _lost_folder(self, source: Source) -> bool:
         """Whether what is served as this source was in a directory that is not there any more."""
         published = self._published.get(source.name)
-        if published is None or published.mounted or published.path != source.path:
+        if published is None or published.mounted or published.path != source.path or is_remote(source.path):
             return False
         return not os.path.isdir(_folder_of(source.path))
 
-    def _sync_one(self, name: str, path: str, result: SyncResult) -> None:
+    def _sync_one(self, name: str, path: str, result: SyncResult, openings: Openings) -> None:
         published = self._published.get(name)
         if published is None:
-            self.add(name, path)
+            self._publish(check_name(name), path, False, False, openings.take)
             result.added.append(name)
             return
         if published.mounted:
             raise NameTaken(f"{path}: a snapshot that was mounted while running is called {name!r} already")
-        fresh = self._opener.open(path)
-        same = fresh is published.snapshot
-        fresh.close()
-        if not same:
-            self.replace(name, path)
-            result.replaced.append(name)
+        fresh = openings.take(path)
+        if fresh is published.snapshot:
+            fresh.close()
+            return
+        left = [fresh]
+        try:
+            self._publish(name, path, False, True, lambda _: left.pop())
+        finally:
+            for one in left:
+                one.close()
+        result.replaced.append(name)
 
     def close(self, timeout: float = 0.0) -> None:
         """Take every name away and wait up to `timeout` seconds for each one's leases."""
@@ -328,6 +400,10 @@ class Catalog:
         for name in self.names():
             with contextlib.suppress(NoSuchSnapshot):  # somebody else was faster
                 self.remove(name, max(0.0, deadline - time.monotonic()))
+
+
+def _nothing(snapshot: Snapshot) -> None:
+    return
 
 
 def _folder_of(path: str) -> str:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from hexz.errors import HexzError, UsageError
 from hexz.printable import NO_UTF8
+from hexz.storage.remote import public_name
 
 __all__ = ["MAX_NAME", "Source", "check_name"]
 
@@ -42,5 +43,6 @@ class Source(NamedTuple):
 
     def said(self, error: HexzError) -> str:
         """One line on what is wrong with it, which begins with its path also where a link leads elsewhere."""
-        line = str(error) if str(error).startswith(self.path) else f"{self.path}: {error}"
+        path = public_name(self.path)
+        line = str(error) if str(error).startswith(path) else f"{path}: {error}"
         return line.translate(NO_UTF8)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from urllib.parse import unquote
 
 from hexz.catalog.names import Source, check_name
 from hexz.errors import SnapshotNotFound, SnapshotUnreadable, UsageError
+from hexz.storage.remote import is_remote, public_name
+from hexz.storage.remote.places import parse_place
 
 __all__ = ["SUFFIX", "find_sources", "name_of"]
 
@@ -18,8 +21,8 @@ def find_sources(specs: Sequence[str]) -> list[Source]:
 
     A directory stands for every ``*.hxz`` directly in it, sorted by name.  Who can put a file there decides over
     that file alone: one whose name cannot be used, or is that of another, comes with its `trouble`.
-    Raises: UsageError when that is so of a file that is named itself; SnapshotNotFound for a missing file or a
-    directory without snapshots; SnapshotUnreadable.
+    Raises: UsageError when that is so of a file that is named itself, or an address is none; SnapshotNotFound for a
+    missing file or a directory without snapshots; SnapshotUnreadable.
     """
     sources = [source for spec in specs for source in _expand(spec)]
     taken: dict[str, str] = {}
@@ -38,18 +41,26 @@ def find_sources(specs: Sequence[str]) -> list[Source]:
 
 def _trouble(source: Source, taken: Mapping[str, str]) -> str:
     """Why a source cannot have its name, for people; empty when it can."""
+    if not source.name and is_remote(source.path):
+        return f"{public_name(source.path)}: it does not end in a name: use NAME={public_name(source.path)}"
     if taken.get(source.name, source.path) != source.path:
-        return f"{source.path}: another snapshot is called {source.name!r} already: use NAME=FILE to rename one"
+        place = public_name(source.path)
+        return f"{place}: another snapshot is called {source.name!r} already: use NAME=FILE to rename one"
     try:
         check_name(source.name)
     except UsageError as error:
-        return f"{source.path}: {error}"
+        return f"{public_name(source.path)}: {error}"
     return ""
 
 
 def _expand(spec: str) -> list[Source]:
+    if is_remote(spec):
+        parse_place(spec)
+        return [Source(name_of(unquote(public_name(spec))), spec)]
     name, equals, path = spec.partition("=")
     if equals and name and "/" not in name and not os.path.exists(spec):
+        if is_remote(path):
+            parse_place(path)
         return [Source(name, path)]
     if not os.path.isdir(spec):
         return [Source(name_of(spec), spec)]

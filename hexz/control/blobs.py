@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from typing import Any
 
@@ -11,6 +10,7 @@ from hexz.control.roots import Roots
 from hexz.errors import HexzError
 from hexz.protocol.nydus.bodies import BlobRequest
 from hexz.protocol.nydus.errors import nested, other
+from hexz.storage.remote import real_path
 
 __all__ = ["MAX_BLOBS", "BlobTable"]
 
@@ -60,8 +60,8 @@ class BlobTable:
         found = []
         for (in_domain, name), entry in list(self._entries.items()):
             if in_domain == domain and blob in (None, name):
-                path = os.path.realpath(entry["metadata_path"])
-                mounted = [one.name for one in served if os.path.realpath(one.path) == path]
+                path = real_path(entry["metadata_path"])
+                mounted = [one.name for one in served if real_path(one.path) == path]
                 found.append({**entry, "mounted_as": mounted})
         return found
 
@@ -83,12 +83,12 @@ class BlobTable:
         Raises: ControlError when there is no such entry.
         """
         paths = {
-            os.path.realpath(entry["metadata_path"])
+            real_path(entry["metadata_path"])
             for (_, name), entry in list(self._entries.items())
             if name == blob
         }  # fmt: skip
         if not paths:
             raise nested("DeleteBlobFile", "BlobCache", "blob_cache: cache entry not found", "NOT_FOUND")
         for one in self._catalog.served():
-            if os.path.realpath(one.path) in paths:
+            if real_path(one.path) in paths:
                 one.snapshot.forget_cached()

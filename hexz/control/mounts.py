@@ -19,6 +19,7 @@ from hexz.errors import HexzError, NameTaken, NoSuchSnapshot, SnapshotError, Usa
 from hexz.protocol.nydus.bodies import MountRequest
 from hexz.protocol.nydus.errors import ControlError, nested, other
 from hexz.protocol.nydus.shapes import Instance
+from hexz.storage.remote import is_remote
 
 __all__ = ["DRAIN_S", "MountTable"]
 
@@ -131,7 +132,7 @@ class MountTable:
             "default": self._catalog.default,
             "root": self._root_name,
             "snapshots": [
-                {"name": one.name, "path": os.path.abspath(one.path), "mounted": one.mounted}
+                {"name": one.name, "path": _whole_path(one.path), "mounted": one.mounted}
                 for one in self._catalog.served()
             ],
         }
@@ -187,6 +188,10 @@ class MountTable:
         with self._catalog.lease(name) as snapshot:
             if snapshot.disk is not None and snapshot.disk.size:
                 snapshot.disk.prefetch(0, min(snapshot.disk.size, PREFETCHED))
+
+
+def _whole_path(path: str) -> str:
+    return path if is_remote(path) else os.path.abspath(path)
 
 
 def _name(mountpoint: str) -> str:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 
 from hexz.errors import HexzError, SnapshotNotFound, SnapshotUnreadable
+from hexz.storage.remote import is_remote, public_name, real_path
 
 __all__ = ["Roots"]
 
@@ -24,11 +25,12 @@ class Roots:
         Raises: SnapshotUnreadable in the same words whether there is such a file or not; SnapshotNotFound.
         """
         try:
-            path = os.path.realpath(source)
+            path = real_path(source)
         except ValueError:  # a NUL
             raise SnapshotNotFound(repr(source), "not a possible file name") from None
-        if self._directories and not any(os.path.commonpath([root, path]) == root for root in self._directories):
-            raise SnapshotUnreadable(source, "is not below a directory given with --control-root")
+        inside = not is_remote(path) and any(os.path.commonpath([root, path]) == root for root in self._directories)
+        if self._directories and not inside:
+            raise SnapshotUnreadable(public_name(source), "is not below a directory given with --control-root")
         return path
 
     def inherited(self, source: str) -> str:
@@ -39,13 +41,13 @@ class Roots:
         try:
             return self.allowed(source)
         except SnapshotUnreadable as error:
-            path = os.path.realpath(source)
+            path = real_path(source)
             if path in self._own_paths():
                 return path
-            raise SnapshotUnreadable(source, f"{error.reason}, nor named on the command line") from None
+            raise SnapshotUnreadable(public_name(source), f"{error.reason}, nor named on the command line") from None
 
     def _own_paths(self) -> set[str]:
         try:
-            return {os.path.realpath(path) for path in self._own()}
+            return {real_path(path) for path in self._own()}
         except HexzError:  # what it names is not there
             return set()

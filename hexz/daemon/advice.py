@@ -16,6 +16,8 @@ _OPTIONS = {
     "--s3-keys-file": "s3-keys",
     "--password-file": "password",
     "--seal-key-file": "seal-key",
+    "--s3-credentials-file": "s3-credentials",
+    "--remote-token-file": "remote-tokens",
 }
 """The options that have a credential in their place (`hexz.rights.secrets.CREDENTIALS`)."""
 _WANTED = re.compile(r"\bgive (?:its \w+ with )?(--[a-z0-9-]+)")

@@ -44,6 +44,7 @@ class Running:
         self._catalog = catalog
         self._notifier = notifier
         self._find_sources = find_sources
+        self._recover: Callable[[], None] = _nothing
         self._reloads: list[tuple[str, Callable[[], None]]] = []
         self._ends: list[Callable[[], None]] = []
         self._hand_overs: list[Callable[[], None]] = []
@@ -76,6 +77,10 @@ class Running:
     def on_reload(self, what: str, action: Callable[[], None]) -> None:
         """Do `action` on SIGHUP; its failure is logged and leaves the rest alone."""
         self._reloads.append((what, action))
+
+    def on_recovery(self, action: Callable[[], None]) -> None:
+        """Do `action` when snapshots may have become unreachable."""
+        self._recover = action
 
     def on_end(self, action: Callable[[], None]) -> None:
         """Do `action` once the last connection has ended."""
@@ -173,6 +178,7 @@ class Running:
             return  # what there is to serve is not known yet
         inherited = [Source(*one) for one in self._lifecycle.inherited] if self._lifecycle is not None else []
         done = self._catalog.sync(lambda: self._find_sources() or inherited)
+        self._recover()
         log.info(
             "reloaded: %d snapshots (%d new, %d replaced, %d gone, %d failed)",
             len(self._catalog), len(done.added), len(done.replaced), len(done.removed), len(done.failed),
@@ -217,3 +223,7 @@ class Running:
             f"serving {shown or 'nothing'}{skipped} at {where}; {self._connections()} connections; cache "
             f"{format_size(counts.held)} of {format_size(counts.budget)}, {counts.loads} blocks decompressed"
         )
+
+
+def _nothing() -> None:
+    return

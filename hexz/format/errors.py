@@ -11,6 +11,10 @@ class HeaderError(Exception):
     """The bytes are no header; the text says what is wrong, without the file's name."""
 
 
+class DamagedList(Exception):
+    """A list of what to fetch that cannot be read."""
+
+
 class DamagedIndex(Exception):
     """The master index or a page contradicts itself; the text says how, without the file's name."""
 

@@ -33,11 +33,13 @@ from hexz.metrics.figures import (
     NO_SIZES,
     CacheFigures,
     Collected,
+    DiskCacheFigures,
     ListenerFigures,
     OperationFigures,
+    ServerFigures,
     SnapshotFigures,
 )
-from hexz.metrics.files import FileCounts, share_out, total_ahead, total_storage
+from hexz.metrics.files import FileCounts, share_out, total_ahead, total_remote, total_storage
 from hexz.metrics.histograms import LATENCY_BOUNDS, latency_bucket, size_bucket
 from hexz.metrics.inflight import InflightRequests
 from hexz.metrics.labels import OK
@@ -279,6 +281,10 @@ class Metrics:
         self.default: Callable[[], str | None] = str
         self.skipped: Callable[[], int] = int
         """Gives how many files that should be served cannot be."""
+        self.unreachable: Callable[[], int] = int
+        """Gives how many snapshots are not served because their servers do not answer."""
+        self.servers: Callable[[], Sequence[ServerFigures]] = tuple
+        self.disk_cache: Callable[[], DiskCacheFigures | None] = _none
         self.workers = 0
         self._publishing = threading.Lock()
         self._published: dict[str, SnapshotMetrics] = {}  # changed under _publishing, as entries; read without it
@@ -316,6 +322,7 @@ class Metrics:
                 sum(holdings.get(file.uid, (0, 0))[1] for file in files),
                 one.file.heat.collect() if heat and one.file else (),
                 one.since,
+                total_remote([file.reads for file in files]),
             )
         return Collected(
             snapshots,
@@ -329,4 +336,11 @@ class Metrics:
             self.began,
             self.default(),
             self.skipped(),
+            self.unreachable(),
+            self.servers(),
+            self.disk_cache(),
         )
+
+
+def _none() -> None:
+    return None

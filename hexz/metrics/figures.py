@@ -69,6 +69,36 @@ class StorageFigures(NamedTuple):
     matrix: Sequence[Sequence[int]] = (NO_LATENCIES,) * len(NO_SIZES)
 
 
+class RemoteFigures(NamedTuple):
+    """What a file on a server cost so far.
+
+    `size` is the file's, `held` the bytes of it on the local disk or in memory, `fetched` those that came from the
+    server, `used` those that readers wanted of what was there or came.  `fetches` are answers, `retries` what was asked
+    once more.  `listed` bytes were to be fetched ahead, `listed_done` of them were.
+    """
+
+    size: int = 0
+    held: int = 0
+    fetched: int = 0
+    used: int = 0
+    fetches: int = 0
+    retries: int = 0
+    failures: int = 0
+    listed: int = 0
+    listed_done: int = 0
+
+
+class ServerFigures(NamedTuple):
+    """One server that snapshots are read from: requests so far, those under way, the shortest way there and back."""
+
+    name: str
+    requests: int
+    retries: int
+    received: int
+    in_flight: int
+    round_trip_s: float
+
+
 class AheadFigures(NamedTuple):
     """What was decompressed before anybody asked for it; `began` and `ended` are 0 while nothing was."""
 
@@ -119,6 +149,7 @@ class SnapshotFigures(NamedTuple):
     held: int = 0
     heat: Sequence[HeatFigure] = ()
     since: float = 0.0
+    remote: RemoteFigures | None = None
 
 
 class ListenerFigures(NamedTuple):
@@ -129,6 +160,26 @@ class ListenerFigures(NamedTuple):
     connections: int
     accepted: int
     refused: int
+
+
+class DiskCacheFigures(NamedTuple):
+    """What a disk cache has, and what happened since the start.
+
+    `files`: identities that something is kept of; `held` and `budget`: bytes on the disk, at most; `hits` and `misses`
+    count reads; `evicted_bytes` are bytes on the disk, `hit_bytes` and `written_bytes` those of files; `damaged`:
+    grains and segments whose checksum was wrong; `failures`: errors of the disk, one that is full among them.
+    """
+
+    files: int
+    held: int
+    budget: int
+    hits: int
+    hit_bytes: int
+    misses: int
+    written_bytes: int
+    evicted_bytes: int
+    damaged: int
+    failures: int
 
 
 class InflightRequest(NamedTuple):
@@ -173,3 +224,6 @@ class Collected(NamedTuple):
     began: float = 0.0
     default: str | None = None
     skipped: int = 0
+    unreachable: int = 0
+    servers: Sequence[ServerFigures] = ()
+    disk_cache: DiskCacheFigures | None = None

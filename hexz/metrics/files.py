@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
-from hexz.metrics.figures import NO_LATENCIES, NO_SIZES, AheadFigures, HeatFigure, StorageFigures
+from hexz.metrics.figures import NO_LATENCIES, NO_SIZES, AheadFigures, HeatFigure, RemoteFigures, StorageFigures
 from hexz.metrics.histograms import latency_bucket, size_bucket
 
-__all__ = ["AheadCounts", "FileCounts", "Heat", "ReadCounts", "share_out", "total_ahead", "total_storage"]
+__all__ = [
+    "AheadCounts",
+    "FileCounts",
+    "Heat",
+    "ReadCounts",
+    "share_out",
+    "total_ahead",
+    "total_remote",
+    "total_storage",
+]
 
 Name = TypeVar("Name")
 
@@ -24,6 +33,8 @@ class ReadCounts:
 
     def __init__(self) -> None:
         self._matrix = [list(NO_LATENCIES) for _ in NO_SIZES]
+        self.remote: Callable[[], RemoteFigures] | None = None
+        """Gives what else there is to say of a file on a server."""
         self._errors = 0
         self._size = 0
         self._seconds = 0.0
@@ -173,6 +184,12 @@ def total_storage(parts: Sequence[StorageFigures]) -> StorageFigures:
         sum(part.seconds for part in parts),
         tuple(map(tuple, matrix)),
     )
+
+
+def total_remote(counts: Sequence[ReadCounts]) -> RemoteFigures | None:
+    """What several files on servers cost together; None where none is on one."""
+    parts = [one.remote() for one in counts if one.remote is not None]
+    return RemoteFigures(*map(sum, zip(*parts))) if parts else None
 
 
 def total_ahead(parts: Sequence[AheadFigures]) -> AheadFigures:

@@ -32,7 +32,7 @@ _LATENCY_EDGES = [f"{bound:.6f}".rstrip("0").rstrip(".") for bound in LATENCY_BO
 
 def exposition(collected: Collected, process: ProcessFigures | None) -> str:
     """Everything, as text; what is not known of the process is left out."""
-    families = (_about, _requests, _cache, _storage, _ahead, _connections, _trouble)
+    families = (_about, _requests, _cache, _storage, _ahead, _remote, _disk_cache, _connections, _trouble)
     lines = [line for family in families for line in family(collected)]
     if process is not None:
         lines += _process(collected, process)
@@ -212,6 +212,54 @@ def _ahead(collected: Collected) -> Iterator[str]:
         "Bytes decompressed before anybody asked.",
         ((labels, one.ahead.size) for labels, one in each),
     )
+
+
+def _remote(collected: Collected) -> Iterator[str]:
+    text = "Snapshots that are not served because their servers do not answer; they are tried again."
+    yield from _gauge("hexz_snapshots_unreachable", text, [({}, collected.unreachable)])
+    far = [(labels, one.remote) for labels, one in _each(collected) if one.remote is not None]
+    if not far:
+        return
+    for kind, name, text, attribute in (
+        (_gauge, "size_bytes", "Bytes of the snapshot's files on servers.", "size"),
+        (_gauge, "held_bytes", "Of these, bytes in the disk cache; without one, in memory as they are stored.", "held"),
+        (_counter, "fetched_bytes_total", "Bytes fetched from servers.", "fetched"),
+        (_counter, "used_bytes_total", "Bytes, as they are stored, that readers needed.", "used"),
+        (_counter, "fetches_total", "Spans fetched from servers.", "fetches"),
+        (_counter, "retries_total", "Requests that had to be made again.", "retries"),
+        (_counter, "failures_total", "Spans that could not be fetched.", "failures"),
+        (_gauge, "listed_bytes", "Bytes to be fetched ahead of all readers, by lists or to fill the cache.", "listed"),
+        (_gauge, "listed_done_bytes", "Of these, bytes that were.", "listed_done"),
+    ):
+        yield from kind(f"hexz_remote_{name}", text, ((labels, getattr(one, attribute)) for labels, one in far))
+    servers = [({"server": one.name}, one) for one in collected.servers]
+    for kind, name, text, attribute in (
+        (_counter, "requests_total", "Requests to a server.", "requests"),
+        (_counter, "request_retries_total", "Tries that failed and were followed by another.", "retries"),
+        (_counter, "received_bytes_total", "Bytes received from a server.", "received"),
+        (_gauge, "inflight_requests", "Requests to a server under way.", "in_flight"),
+        (_gauge, "round_trip_seconds", "Shortest time to the first byte of an answer.", "round_trip_s"),
+    ):
+        yield from kind(f"hexz_server_{name}", text, ((labels, getattr(one, attribute)) for labels, one in servers))
+
+
+def _disk_cache(collected: Collected) -> Iterator[str]:
+    disk = collected.disk_cache
+    if disk is None:
+        return
+    for kind, name, text, value in (
+        (_gauge, "capacity_bytes", "Most bytes that the disk cache takes.", disk.budget),
+        (_gauge, "bytes", "Bytes that it takes.", disk.held),
+        (_gauge, "files", "Versions of files that it has something of.", disk.files),
+        (_counter, "hits_total", "Reads that it had all of.", disk.hits),
+        (_counter, "misses_total", "Reads that it had not all of.", disk.misses),
+        (_counter, "hit_bytes_total", "Bytes read from it.", disk.hit_bytes),
+        (_counter, "written_bytes_total", "Bytes written to it.", disk.written_bytes),
+        (_counter, "evicted_bytes_total", "Bytes that made room for others.", disk.evicted_bytes),
+        (_counter, "damaged_total", "Pieces that were not what was written; they were fetched again.", disk.damaged),
+        (_counter, "failures_total", "Errors of its disk.", disk.failures),
+    ):
+        yield from kind(f"hexz_disk_cache_{name}", text, [({}, value)])
 
 
 def _connections(collected: Collected) -> Iterator[str]:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from hexz.errors import UsageError
 from hexz.options.arguments import HelpAction, Parser, VersionAction, size
+from hexz.options.remote import add_remote_options
 from hexz.options.values import Options
 from hexz.protocol.http.origin import is_host_name
 from hexz.rights.exposure import Access, parse_anonymous, tcp_place
@@ -103,10 +104,11 @@ def option_parser() -> argparse.ArgumentParser:
         "snapshots",
         nargs="*",
         metavar="SNAPSHOT",
-        help="a file, NAME=FILE, or a directory (every *.hxz directly in it)",
+        help="a file, NAME=FILE, a directory (every *.hxz directly in it), or http://, https://, s3://BUCKET/KEY",
     )
     _listening(parser.add_argument_group("listening"))
     _reading(parser.add_argument_group("reading"))
+    add_remote_options(parser.add_argument_group("reading from servers"))
     _controlling(parser.add_argument_group("controlling"))
     _running(parser.add_argument_group("running"))
     return parser
@@ -328,6 +330,8 @@ def _with_credentials(options: Options) -> Options:
         s3_keys_file=options.s3_keys_file or credential("s3-keys"),
         password_file=options.password_file or credential("password"),
         seal_key_file=options.seal_key_file or credential("seal-key"),
+        s3_credentials_file=options.s3_credentials_file or credential("s3-credentials"),
+        remote_token_file=options.remote_token_file or credential("remote-tokens"),
     )
 
 

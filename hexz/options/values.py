@@ -54,6 +54,25 @@ class Options(NamedTuple):
     parent_dir: tuple[str, ...]
     no_parents: bool
 
+    # reading from servers
+    s3_endpoint: str | None
+    s3_region: str | None
+    s3_addressing: str
+    s3_credentials_file: str | None
+    s3_profile: str | None
+    s3_instance_credentials: bool
+    remote_token_file: str | None
+    ca_file: str | None
+    parent_url: tuple[str, ...]
+    remote_timeout: float
+    remote_trust_times: bool
+    disk_cache: str | None
+    disk_cache_size: int
+    prefetch: tuple[str, ...]
+    fill: bool
+    fetch_rate: int
+    require_origin: bool
+
     # controlling
     control: str | None
     control_mode: int

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from hexz.errors import ConfigError
 from hexz.format.seal import seal_key
-from hexz.secretfile import CREDENTIALS_FOLDER, check_secret
+from hexz.secretfile import CREDENTIALS_FOLDER, read_secret
 
 __all__ = [
     "CREDENTIALS",
@@ -17,48 +17,18 @@ __all__ = [
     "read_key",
     "read_password",
     "read_seal_key",
-    "read_secret_lines",
     "unused_credentials",
 ]
 
-CREDENTIALS = ("tokens", "s3-keys", "password", "seal-key")
+CREDENTIALS = ("tokens", "s3-keys", "password", "seal-key", "s3-credentials", "remote-tokens")
 """The names under which the service manager may pass secrets (systemd.exec(5), LoadCredential=)."""
 
 MAX_PASSWORD = 4096
 """Longest password, bytes."""
-MAX_SECRETS = 1 << 20
-"""Longest file of tokens or keys, bytes."""
 SHORTEST_SECRET = 16
 """Shortest token, secret of an S3 key, and secret behind keyed seals: shorter ones can be found by trying."""
 KEY_SIZE = 32
 """A raw Ed25519 public key, bytes."""
-
-
-def read_secret(path: str, what: str, most: int = MAX_SECRETS) -> bytes:
-    """What is in the file at `path`, at most `most` bytes; `what` says for messages what that is.
-
-    Raises: ConfigError, also when others than its owner may read or write the file.
-    """
-    try:
-        with open(path, "rb") as file:
-            check_secret(path, os.fstat(file.fileno()))
-            data = file.read(most + 1)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot read the {what}: {error.strerror}") from None
-    if len(data) > most:
-        raise ConfigError(f"{path}: too long: the {what} may have {most} bytes")
-    return data
-
-
-def read_secret_lines(path: str, what: str) -> list[str]:
-    """The lines of a file of secrets, which is UTF-8.
-
-    Raises: ConfigError.
-    """
-    try:
-        return read_secret(path, what).decode().splitlines()
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path}: cannot read the {what}: not UTF-8") from None
 
 
 def read_password(path: str | None) -> bytes | None:

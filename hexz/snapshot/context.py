@@ -7,8 +7,12 @@ from typing import NamedTuple
 
 from hexz.cache import BlockCache, ByteBudget, Workers
 from hexz.metrics import Metrics
+from hexz.snapshot.lanes import Lane, Lanes
 from hexz.snapshot.manifests import Manifests
 from hexz.snapshot.pages import PageCache
+from hexz.storage.opening import RemoteAccess
+from hexz.storage.remote import LOCAL_ONLY, RemoteSettings, is_remote
+from hexz.storage.remote.places import below
 from hexz.storage.sealed import NO_POLICY, SealCache, SealPolicy, Seals
 
 __all__ = ["DEFAULT_CACHE", "OpenContext", "lies_in", "new_context"]
@@ -32,6 +36,8 @@ class OpenContext(NamedTuple):
     workers: Workers
     metrics: Metrics
     decoding: ByteBudget
+    lanes: Lanes
+    remote: RemoteAccess
     manifests: Manifests
     sealed_pieces: SealCache
     seals: Seals
@@ -45,7 +51,9 @@ class OpenContext(NamedTuple):
     """A stream that declares no bytes has those that its blocks hold."""
 
     def in_parent_dirs(self, path: str) -> bool:
-        """Whether the file at this real path lies in a folder that was named as one for parents."""
+        """Whether the file at this real path, or address, lies in a folder that was named as one for parents."""
+        if is_remote(path):
+            return any(below(address, path) for address in self.remote.settings.parent_urls)
         return any(lies_in(path, os.path.realpath(folder)) for folder in self.parent_dirs)
 
 
@@ -60,13 +68,14 @@ def new_context(
     parent_dirs: tuple[str, ...] = (),
     workers: int | None = None,
     seals: SealPolicy = NO_POLICY,
+    remote: RemoteSettings = LOCAL_ONLY,
 ) -> OpenContext:
     """Fresh caches: `cache_size` bytes of blocks, and a quarter of that for pages of the index (8 to 64 MiB).
 
     The lists of pages and of hashes may take as much as the blocks together (at least `SMALLEST_LASTING`).
 
     `workers` is the number of threads that decompress ahead; default one fewer than cores.  `seals` says which
-    seals are wanted beside snapshots and their parents.
+    seals are wanted beside snapshots and their parents, `remote` how those on servers are reached.
     """
     index = min(max(cache_size // 4, SMALLEST_INDEX_CACHE), LARGEST_INDEX_CACHE)
     threads = Workers(workers)
@@ -74,7 +83,12 @@ def new_context(
     metrics = Metrics()
     metrics.cache, metrics.holdings, metrics.workers = blocks.counts, blocks.holdings, threads.count
     pages = PageCache(index, max(cache_size, SMALLEST_LASTING))
-    decoding = ByteBudget(min(max(cache_size // 4, SMALLEST_DECODING), LARGEST_DECODING))
+    most = min(max(cache_size // 4, SMALLEST_DECODING), LARGEST_DECODING)
+    decoding = ByteBudget(most)
+    lanes = Lanes(Lane(threads, decoding, threads), most, far=workers != 0)
+    access = RemoteAccess(remote, cache_size // 4)
+    metrics.servers, metrics.disk_cache = access.server_figures, access.disk_cache_figures
     return OpenContext(
-        blocks, pages, threads, metrics, decoding, Manifests(), SealCache(), Seals(seals), password, parent_dirs
-    )
+        blocks, pages, threads, metrics, decoding, lanes, access, Manifests(), SealCache(), Seals(seals), password,
+        parent_dirs,
+    )  # fmt: skip

@@ -4,7 +4,7 @@ Everything but blocks goes in: the header, the dictionary, what lies from the ma
 index to the file's end, and the index pages, which have a CRC-32 of each block and mostly
 a hash of its content as well.  Where that is much, a part of it goes in: a
 snapshot of any size opens at once.  The time of the file's last change goes in
-too, for what then is left out.
+too, for what then is left out.  Where a server tells versions apart, its word for this one stands for all of that.
 
 What does not go in is what differs between copies of one file, or changes without its
 bytes: its place, its inode, its links, owner and mode.  So a copy that keeps the time
@@ -36,10 +36,14 @@ PIECE = 1 << 20
 
 
 class Identity(NamedTuple):
-    """Two digests of a file: as it is told today, and as releases up to 0.1 told it, which only saw the index."""
+    """Two digests of a file: as it is told today, and as releases up to 0.1 told it, which only saw the index.
+
+    `fingerprint` is 32 hex digits of header and index alone, the same for every copy.
+    """
 
     current: bytes
     former: bytes
+    fingerprint: str
 
 
 def digest_of(identity: bytes, what: str) -> str:
@@ -55,18 +59,22 @@ def identify(storage: Storage, header: Header, index: MasterIndex, parents: Sequ
     former = hashlib.blake2b(storage.read(0, HEADER_SIZE), digest_size=32)
     for piece in _pieces(Section(header.index_offset, index.length)):
         former.update(storage.read(*piece))
+    fingerprint = former.hexdigest()[:32]
     former.update(f"{storage.size}:{storage.modified_ns}".encode())
     current = former.copy()
     for parent in parents:
         former.update(digest_of(parent.former, "file").encode())
         current.update(digest_of(parent.current, "file").encode())
+    if storage.version:
+        current.update(storage.version.encode())
+        return Identity(current.digest(), former.digest(), fingerprint)
     for place in _places(storage, header, index):
         try:
             for piece in _pieces(place):
                 current.update(storage.read(*piece))
         except StorageError:
             current.update(b"unreadable")
-    return Identity(current.digest(), former.digest())
+    return Identity(current.digest(), former.digest(), fingerprint)
 
 
 def _places(storage: Storage, header: Header, index: MasterIndex) -> Iterator[Section]:

@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import islice
 from typing import NamedTuple, Optional
 
-from hexz.cache import Block, BlockCache, ByteBudget, Loading, Workers
+from hexz.cache import Block, BlockCache, Loading
 from hexz.errors import BlockError, HexzError
 from hexz.format.errors import BlockDamage
 from hexz.format.index import Page
+from hexz.snapshot.lanes import Lane
 from hexz.snapshot.pages import LoadedPage, PageTable
 from hexz.snapshot.stored import StoredFile
+from hexz.storage.interface import Around
 
 __all__ = ["BlockLoader", "Run"]
 
@@ -27,6 +30,8 @@ AHEAD_RUN_BYTES = 1 << 20
 """The same for a run that nobody waits for yet."""
 SHARED_BLOCK = 1 << 20
 """Larger blocks are found in the cache alone, never by their page: who reads little of one gets a copy of that."""
+NEIGHBOURS = 8
+"""Blocks on each side of what is read of which a server's answer may have some, too."""
 MAX_LOOKED_AT = 4096
 """Most index entries that one read-ahead step looks at."""
 
@@ -51,31 +56,39 @@ class Run(NamedTuple):
         return self.page.page.block_start(self.stop - 1) + self.page.page.logical[self.stop - 1]
 
 
+def _stored_span(run: Run) -> tuple[int, int]:
+    page, last = run.page.page, run.stop - 1
+    return page.stored_offset(run.first), page.stored_offset(last) + page.stored[last]
+
+
 class BlockLoader:
     """The stored blocks of one stream, on their way into the cache."""
 
-    def __init__(
-        self, file: StoredFile, pages: PageTable, blocks: BlockCache, workers: Workers, decoding: ByteBudget
-    ) -> None:
-        """`pages` are the stream's; `decoding` bounds what all threads decompress at once, in bytes."""
+    def __init__(self, file: StoredFile, pages: PageTable, blocks: BlockCache, lane: Lane) -> None:
+        """`pages` are the stream's; `lane` has the threads that work ahead."""
         self._file = file
         self._checks_hashes = file.checks_hashes
         self._name = pages.name
         self._size = pages.size
         self._pages = pages
         self._blocks = blocks
-        self._workers = workers
-        self._decoding = decoding
+        self._workers = lane.workers
+        self._scouts = lane.scouts
+        self._decoding = lane.decoding
+        self._far = file.storage.lane is not None
         self._slot_limit = min(SHARED_BLOCK, self._blocks.budget)
 
     def key(self, page: LoadedPage, number: int) -> tuple[int | bytes, ...]:
-        """The block's key in the cache.
+        """The block's key in the cache."""
+        return self._key(page.page, number)
+
+    def _key(self, index: Page, number: int) -> tuple[int | bytes, ...]:
+        """The key of a block of a page.
 
         Equal blocks share one stored copy, and so one place in the cache; the other
         fields keep contradicting entries for one copy apart.  Encrypted blocks differ
         by their number.  A block that was right by one recorded hash need not be so by another.
         """
-        index = page.page
         key: tuple[int | bytes, ...] = (
             self._file.uid,
             index.stored_offset(number),
@@ -105,7 +118,7 @@ class BlockLoader:
     def load_run(self, run: Run, fresh: bool, use: Use = None) -> list[Block]:
         """Decompress the run's blocks, leaving out those that another thread is at; those made.
 
-        `fresh` says that nobody waits for them; `use` runs when somebody uses the first made.
+        `fresh` says that nobody waits for them; `use` runs when somebody uses the first made, or now where none was.
         Raises: BlockError, StorageError; blocks before the bad one are kept.
         """
         numbers = range(run.first, run.stop)
@@ -132,6 +145,8 @@ class BlockLoader:
             self._blocks.settle(claims)
             if made:
                 self._file.counts.heat.note(self._name, run.start, run.end)
+        if use is not None and not made:
+            use()  # whoever was faster uses it
         for (number, _), block in zip(duties, made):
             data = block.data  # once: another thread may evict it at any moment
             if data is not None and len(data) <= self._slot_limit and self._blocks.find(block.key) is block:
@@ -154,7 +169,10 @@ class BlockLoader:
         base = page.stored_offset(first)
         length = page.stored_offset(last) + page.stored[last] - base
         with self._decoding.taken(2 * length + sum(map(page.logical.__getitem__, numbers))):
-            stored = memoryview(self._file.storage.view(base, length))
+            around = partial(self._around, page, numbers[0], numbers[-1]) if self._far else None
+            if self._file.first_reads is not None:
+                self._file.first_reads.note(base, length)
+            stored = memoryview(self._file.storage.view(base, length, around))
             decode, checked, hashed = self._file.decode, self._file.checked, self._checks_hashes
             plain = self._together(page, numbers, stored)
             for place, number in enumerate(numbers):
@@ -169,9 +187,28 @@ class BlockLoader:
                         page.hash(number) if hashed else b"",
                     )
                 except BlockDamage as damage:
-                    raise BlockError(
-                        self._file.path, self._name, page.block_start(number), base + at, str(damage)
-                    ) from None
+                    yield self._decoded_anew(page, number, damage)
+
+    def _decoded_anew(self, page: Page, number: int, damage: BlockDamage) -> bytes | memoryview:
+        """A block that was found damaged, once more from its server: what lies between may have done it.
+
+        Raises: BlockError, StorageError.
+        """
+        offset, length = page.stored_offset(number), page.stored[number]
+        storage, decode = self._file.storage, self._file.decode
+        if self._far:
+            storage.forget(offset, length)
+            raw = memoryview(storage.view(offset, length))
+            try:
+                return self._file.checked(
+                    decode(raw, page.logical[number], page.crc[number], page.first_block + number),
+                    page.hash(number) if self._checks_hashes else b"",
+                )
+            except BlockDamage as still:
+                damage = still
+                storage.forget(offset, length)
+        where = page.block_start(number)
+        raise BlockError(self._file.path, self._name, where, offset, str(damage)) from None
 
     def _together(self, page: Page, numbers: Sequence[int], stored: memoryview) -> list[memoryview]:
         """The first of these blocks, as many as are equally long, decoded in one call; none where that cannot be."""
@@ -226,6 +263,35 @@ class BlockLoader:
                 yield page, number
                 offset = page.page.block_start(number) + page.page.logical[number]
 
+    def _around(self, page: Page, first: int, last: int) -> Around:
+        """The blocks that are stored right before and behind those of a run, up to the next that are in the cache."""
+        before, met_before = self._beside(page, range(first - 1, max(first - NEIGHBOURS, 0) - 1, -1), first)
+        behind, met_behind = self._beside(page, range(last + 1, min(last + 1 + NEIGHBOURS, page.count)), last)
+        return Around(before, behind, met_before, met_behind)
+
+    def _beside(self, page: Page, numbers: range, beside: int) -> tuple[list[int], bool]:
+        """Where these blocks end, or begin if they lie before, while they touch; whether a block met is cached."""
+        found: list[int] = []
+        stored, back = page.stored, numbers.step < 0
+        place = page.stored_offset(beside) + (0 if back else stored[beside])
+        for number in numbers:
+            length = stored[number]
+            if not length:
+                continue
+            start = page.stored_offset(number)
+            if start + (length if back else 0) != place:
+                break
+            if self._blocks.find(self._key(page, number)) is not None:
+                return found, True
+            place = start if back else start + length
+            found.append(place)
+        return found, False
+
+    def will_need(self, runs: Sequence[Run]) -> None:
+        """Let what is far away know that these runs are going to be loaded, if it is more than one."""
+        if self._far and len(runs) > 1:
+            self._file.storage.will_need(map(_stored_span, runs))
+
     def share(self, runs: list[Run]) -> None:
         """Offer runs that this thread is going to need to the workers, the last first: they meet in the middle."""
         for run in reversed(runs):
@@ -257,7 +323,10 @@ class BlockLoader:
             first.ahead = use
             first.fresh = True
             use = None
-        for run in self._runs(self._absent(iter(wanted)), AHEAD_RUN_BYTES):
+        runs = list(self._runs(self._absent(iter(wanted)), AHEAD_RUN_BYTES))
+        if self._far:
+            self._file.storage.will_need(map(_stored_span, runs))
+        for run in runs:
             if not self._workers.offer(self._task(run, use, counted=True)):
                 break
             use = None
@@ -265,8 +334,8 @@ class BlockLoader:
         return page.page.block_start(number) + page.page.logical[number]
 
     def later(self, action: Callable[[], None]) -> None:
-        """Have a worker do `action`, whose trouble is nobody's; not at all while they have enough to do."""
-        self._workers.offer(self._favour(action))
+        """Have another thread do `action`, whose trouble is nobody's; not at all while they have enough to do."""
+        self._scouts.offer(self._favour(action))
 
     def _task(self, run: Run, use: Use, counted: bool = False) -> Callable[[], None]:
         """The work of loading a run; `counted` when nobody is known to need it yet."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from typing import NamedTuple
+from urllib.parse import unquote
 
 from hexz.errors import (
     CorruptSnapshot,
@@ -47,7 +48,9 @@ from hexz.snapshot.pages import RECORD_COST, PageCache
 from hexz.snapshot.snapshot import Snapshot, sizes_of_streams
 from hexz.snapshot.stored import StoredFile
 from hexz.storage import Storage
-from hexz.storage.sealed import open_storage
+from hexz.storage.opening import open_storage
+from hexz.storage.remote import is_remote, public_name
+from hexz.storage.remote.places import below, folder_of
 from hexz.units import format_size
 
 __all__ = ["MAX_ANCESTORS", "MAX_CHAIN", "Opener", "open_snapshot"]
@@ -81,13 +84,15 @@ class Opener:
 
     def __init__(self, context: OpenContext) -> None:
         self.context = context
-        self._opened: dict[tuple[str, str], Snapshot] = {}  # by path and identity
+        self._opened: dict[tuple[str, str, str], Snapshot] = {}  # by what `_key` gives
 
     def open(self, path: str) -> Snapshot:
         """Open the snapshot at `path` with its parents; `close` it when done.
 
         Raises: a SnapshotError that says what is wrong with which file; SystemFailure.
         """
+        if is_remote(path):
+            return self._open(public_name(path), path, _Family((), [], []))
         try:
             real = os.path.realpath(path)
         except ValueError:
@@ -98,8 +103,10 @@ class Opener:
         """Open the file at `real`, which messages call `path`."""
         context = self.context
         # What was found out about the real path holds for what is opened: no link on it is followed any more.
-        storage = open_storage(real, context.seals.policy, context.sealed_pieces, resolved=True)
-        shared = self._opened.get((storage.name, storage.identity))
+        seals, pieces = context.seals.policy, context.sealed_pieces
+        storage = open_storage(real, seals, pieces, context.remote, resolved=True)
+        key = _key(storage, real)
+        shared = self._opened.get(key)
         if shared is not None and storage.identity not in family.line and shared.retain():
             if shared.look():
                 storage.close()
@@ -112,8 +119,8 @@ class Opener:
                 index = index.with_sizes(undeclared)
             line = _join(path, storage, header, family, context)
             for stored in header.parents:
-                child = path, os.path.dirname(real)
-                parents.append(self._open_parent(*child, stored, _Family(line, family.opened, family.rounds)))
+                relatives = _Family(line, family.opened, family.rounds)
+                parents.append(self._open_parent(path, real, stored, relatives))
             _check_family(path, parents)
             if header.encryption is None:
                 _check_plain_text(path, "it itself is not", parents, context)
@@ -132,7 +139,7 @@ class Opener:
             except BaseException:
                 snapshot.lineage.close()
                 raise
-            self._opened[storage.name, storage.identity] = snapshot
+            self._opened[key] = snapshot
             return snapshot
         except BaseException:
             storage.close()
@@ -140,29 +147,46 @@ class Opener:
                 parent.close()
             raise
 
-    def _open_parent(self, child: str, folder: str, stored: str, family: _Family) -> Snapshot:
-        folders = [folder, *map(os.path.realpath, self.context.parent_dirs)]
-        for place in _parent_places(stored, folders):
+    def _open_parent(self, child: str, real: str, stored: str, family: _Family) -> Snapshot:
+        """The parent that is called `stored` in the child at `real`, which is a path or an address."""
+        folders = list(map(os.path.realpath, self.context.parent_dirs))
+        addresses = [*self.context.remote.settings.parent_urls]
+        if is_remote(real):
+            addresses.insert(0, folder_of(real))
+        else:
+            folders.insert(0, os.path.dirname(real))
+        refused: SnapshotUnreadable | None = None
+        for place in _parent_places(stored, folders, addresses):
+            shown = public_name(place)
             try:
-                return self._open(place, place, family)
+                return self._open(shown, place, family)
             except SnapshotNotFound as error:
-                if error.path != place:
+                if error.path != shown:
                     raise
-            except SnapshotUnreadable:
-                if not os.path.isdir(place):
+            except SnapshotUnreadable as error:
+                if is_remote(place) and error.path == shown:
+                    # Stores refuse what is not there to who may not list it.
+                    refused = refused or error
+                elif not os.path.isdir(place):
                     raise
-        looked = ", ".join(dict.fromkeys(folders))
+        if refused is not None:
+            raise refused
+        looked = ", ".join(dict.fromkeys([*folders, *addresses]))
         raise ParentMissing(
             child,
             f"its parent {stored!r} was not found in {looked}, where links that lead out are not followed: "
-            "put it there or name its folder with --parent-dir",
+            "put it there or name its folder with --parent-dir or --parent-url",
         )
 
     def _forget(self, snapshot: Snapshot) -> None:
         """The snapshot is closed."""
-        key = snapshot.path, snapshot.storage.identity
-        if self._opened.get(key) is snapshot:
+        for key in [key for key, one in list(self._opened.items()) if one is snapshot]:
             del self._opened[key]
+
+
+def _key(storage: Storage, real: str) -> tuple[str, str, str]:
+    """What is the same for a file that is open already: of an address also what its query permits, which may end."""
+    return storage.name, storage.identity, real if is_remote(real) else ""
 
 
 def open_snapshot(path: str, context: OpenContext) -> Snapshot:
@@ -207,10 +231,13 @@ def _check_plain_text(path: str, reason: str, parents: Sequence[Snapshot], conte
     """
     for parent in parents:
         if parent.encrypted and not context.in_parent_dirs(parent.path):
+            where = f"--parent-dir {os.path.dirname(parent.path)}"
+            if is_remote(parent.path):
+                where = f"--parent-url {folder_of(parent.path)}"
             raise ParentRefused(
                 path,
                 f"its parent {parent.path} is encrypted, and {reason}: if its readers may have the parent's "
-                f"plain text, give --parent-dir {os.path.dirname(parent.path)}",
+                f"plain text, give {where}",
             )
 
 
@@ -357,13 +384,22 @@ def _try_password(snapshot: Snapshot) -> bool:
     return False
 
 
-def _parent_places(stored: str, folders: Sequence[str]) -> list[str]:
+def _parent_places(stored: str, folders: Sequence[str], addresses: Sequence[str]) -> list[str]:
     """Where the parent may be: inside the child's folder or a configured one, never anywhere else."""
     places: list[str] = []
     relative = stored.replace("\0", "")
+    names = [relative, os.path.basename(relative)]
+    if is_remote(stored):
+        # An address is taken as it is where it is allowed, and for a name in the folders.
+        names = [os.path.basename(unquote(public_name(stored)))]
     for root in folders:
-        for candidate in (os.path.join(root, relative), os.path.join(root, os.path.basename(relative))):
-            real = os.path.realpath(candidate)
+        for name in names:
+            real = os.path.realpath(os.path.join(root, name))
             if lies_in(real, root) and real not in places:
                 places.append(real)
+    for root in addresses:
+        for name in [relative, *names] if is_remote(stored) else names:
+            address = below(root, name)
+            if address is not None and address not in places:
+                places.append(address)
     return places

@@ -167,12 +167,18 @@ class PageTable:
         record = self.records[number]
         last = number + 1 == len(self.starts)
         end = self._blocks_end if last else self.starts[number + 1]
-        raw = self._storage.read(record.offset, record.length)
-        try:
-            zeros_from = self.zeros_from if last else None
-            return parse_page(raw, record, end, self._index_offset, zeros_from, self._entry_sizes)
-        except DamagedIndex as error:
-            raise CorruptSnapshot(self._storage.name, f"index page {number} at {record.offset}: {error}") from None
+        zeros_from = self.zeros_from if last else None
+        tries = 1 if self._storage.lane is None else 2
+        while True:
+            tries -= 1
+            raw = self._storage.read(record.offset, record.length)
+            try:
+                return parse_page(raw, record, end, self._index_offset, zeros_from, self._entry_sizes)
+            except DamagedIndex as error:
+                self._storage.forget(record.offset, record.length)
+                if not tries:
+                    reason = f"index page {number} at {record.offset}: {error}"
+                    raise CorruptSnapshot(self._storage.name, reason) from None
 
     def each(self) -> Iterator[Page]:
         """Every page in order, each read when its turn comes and not kept."""

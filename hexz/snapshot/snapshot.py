@@ -202,7 +202,17 @@ class Snapshot:
             "files": listed.files,
             "metadata_bytes": header.metadata.length if header.metadata else 0,
             "oddities": self._undeclared_told() + listed.oddities,
+            **self._far_facts(),
         }
+
+    def _far_facts(self) -> dict[str, Any]:
+        """What there is to say of a file on a server: how much of it is here by now."""
+        remote = self.storage.reads.remote
+        if remote is None:
+            return {}
+        figures = remote()
+        share = round(100 * figures.held / figures.size, 1) if figures.size else 100.0
+        return {"remote": {**figures._asdict(), "percent_held": share}}
 
     def retain(self) -> bool:
         """One more user; False when the snapshot is closed already."""

@@ -14,6 +14,7 @@ from hexz.format.digest import NO_HASH, find_hasher
 from hexz.format.errors import BlockDamage
 from hexz.format.header import Header
 from hexz.metrics.files import FileCounts
+from hexz.snapshot.firstreads import FirstReads
 from hexz.snapshot.identity import Identity, digest_of
 from hexz.storage import Storage
 
@@ -54,12 +55,19 @@ class StoredFile:
         self.encrypted = header.encryption is not None
         self.mtime = storage.modified_ns / 1e9
         self.counts = FileCounts(self.uid, self.path, storage.reads, sizes, parents)
+        self.first_reads = FirstReads() if storage.lane is not None else None
+        """What was read of it, where it is far away."""
         self._codec = codec
         self._cipher = cipher
         # Of an encrypted file the tags say more, and no hash is recorded.
         self._hash = find_hasher() if cipher is None else None
         self.checks_hashes = self._hash is not None
         self._closed = False
+
+    @property
+    def fingerprint(self) -> str:
+        """32 hex digits of its header and index: the same for every copy, wherever it is."""
+        return self.identity.fingerprint
 
     def digest(self, what: str) -> str:
         """32 hex digits that identify the bytes of `what` (a stream's name, or ``file``)."""

@@ -21,7 +21,7 @@ from hexz.snapshot.identity import digest_of
 from hexz.snapshot.lineage import Lineage
 from hexz.snapshot.loader import SHARED_BLOCK, BlockLoader
 from hexz.snapshot.pages import LoadedPage, PageTable
-from hexz.snapshot.readahead import ReadAhead
+from hexz.snapshot.readahead import FAR, NEAR, ReadAhead
 
 __all__ = ["ZEROS", "Stream"]
 
@@ -64,10 +64,13 @@ class Stream:
         self.former_etag = f"{digest_of(file.identity.former, self.name)}-1"
         self.cache_size = context.blocks.budget
         """Bytes of blocks, of all streams together, that stay in memory."""
-        self.loader = BlockLoader(file, pages, context.blocks, context.workers, context.decoding)
+        lane = context.lanes.of(file.storage.lane)
+        self.loader = BlockLoader(file, pages, context.blocks, lane)
         self._loaded = pages.loaded
         self._blocks = context.blocks
-        self._readahead = ReadAhead(self.loader.ahead, self.loader.later, context.blocks.budget // 8)
+        pace = NEAR if file.storage.lane is None else FAR
+        largest = context.blocks.budget // 8
+        self._readahead = ReadAhead(self.loader.ahead, self.loader.later, largest, pace, file.storage.reach)
         self._relatives = relatives
         self._sources: dict[int, tuple[Stream, int]] = {}
         self._recent: LoadedPage | None = None
@@ -293,6 +296,7 @@ class Stream:
         if not runs:
             return
         waited.size += sum(min(run.end, end) - max(run.start, offset) for run in runs)
+        self.loader.will_need(runs)
         self.loader.share(runs[1:])
         self._readahead.missed(runs[0].start, runs[-1].end)
         for run in runs:

@@ -8,10 +8,11 @@ import os
 import stat
 import threading
 import time
+from collections.abc import Callable, Iterable
 
 from hexz.errors import SnapshotNotFound, SnapshotUnreadable, StorageError, SystemFailure
 from hexz.metrics.files import ReadCounts
-from hexz.storage.interface import SealFacts
+from hexz.storage.interface import Around, SealFacts
 
 __all__ = ["LocalFile"]
 
@@ -36,6 +37,8 @@ class LocalFile:
     """
 
     seal: SealFacts | None = None
+    lane = None
+    version = ""
     watched = True
     """False where what is read is checked by other means, against which a changed time says nothing."""
 
@@ -107,9 +110,12 @@ class LocalFile:
                 os.close(self._fd)
         return data
 
-    def view(self, offset: int, length: int) -> bytes:
+    def view(self, offset: int, length: int, around: Callable[[], Around] | None = None) -> bytes:
         """The same as `read`: nothing would be copied anyway."""
         return self.read(offset, length)
+
+    def will_need(self, ranges: Iterable[tuple[int, int]]) -> None:
+        """Nothing: it is near."""
 
     def count_failure(self) -> None:
         """Count a read that went well, whose bytes turned out to be wrong."""
@@ -128,6 +134,13 @@ class LocalFile:
             parts.append(data)
             got += len(data)
         return b"".join(parts)
+
+    def forget(self, offset: int, length: int) -> None:
+        """Nothing: the next read asks the disk again."""
+
+    def reach(self) -> int:
+        """None: what is near comes at once."""
+        return 0
 
     def look(self) -> bool:
         """Whether it is still as it was opened, going by its size and time; False for good once it was not."""

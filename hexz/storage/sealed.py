@@ -16,15 +16,16 @@ import itertools
 import os
 import threading
 from collections import OrderedDict
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
+from typing import NamedTuple, Protocol
 
 from hexz.errors import SealDamaged, SealKeyNeeded, SealMismatch, SealMissing, SnapshotNotFound, StorageError
 from hexz.format.errors import DamagedSeal
 from hexz.format.seal import FANOUT, HASH_SIZE, HEADER_SIZE, SUFFIX, SealHeader, SealTree, parse_seal_header
-from hexz.storage.interface import SealFacts, Storage
+from hexz.storage.interface import Around, SealFacts, Storage
 from hexz.storage.local import LocalFile
 
-__all__ = ["NO_POLICY", "SealCache", "SealPolicy", "SealedFile", "Seals", "open_storage"]
+__all__ = ["NO_POLICY", "SealCache", "SealPolicy", "SealedFile", "Seals", "open_local", "through_seal"]
 
 CACHE_BYTES = 4 << 20
 """Checked leaves and nodes kept for all files of a process together."""
@@ -90,6 +91,15 @@ class SealCache:
                 self.held -= len(self._pieces.pop(key))
 
 
+class Sealable(Storage, Protocol):
+    """What a seal can be put before."""
+
+    watched: bool
+
+    def count_failure(self) -> None:
+        """Count a read that went well, whose bytes turned out to be wrong."""
+
+
 LONG = 4
 """Leaves from which on a read is long."""
 LEAVES = -1
@@ -99,7 +109,7 @@ LEAVES = -1
 class _Seal:
     """An open seal whose root was found right."""
 
-    def __init__(self, file: LocalFile, header: SealHeader, tree: SealTree, top: bytes, cache: SealCache) -> None:
+    def __init__(self, file: Storage, header: SealHeader, tree: SealTree, top: bytes, cache: SealCache) -> None:
         self.uid = next(_uids)
         self.header = header
         self.tree = tree
@@ -134,7 +144,7 @@ class _Seal:
 class SealedFile:
     """A file that is read through its seal; `identity` tells it from the same file without, or with another one."""
 
-    def __init__(self, file: LocalFile, seal: _Seal, cache: SealCache) -> None:
+    def __init__(self, file: Sealable, seal: _Seal, cache: SealCache) -> None:
         self.name = file.name
         self.size = file.size
         self.modified_ns = file.modified_ns
@@ -145,6 +155,8 @@ class SealedFile:
             "keyed" if header.keyed else "plain", header.leaf_size, header.root.hex()
         )
         self.changed = False
+        self.lane = file.lane
+        self.version = f"{file.version} {header.root.hex()}" if file.version else ""
         file.watched = False
         self._file = file
         self._seal = seal
@@ -161,7 +173,7 @@ class SealedFile:
             return self._read_short(offset, length)
         return bytes(self.view(offset, length))
 
-    def view(self, offset: int, length: int) -> bytes | memoryview:
+    def view(self, offset: int, length: int, around: Callable[[], Around] | None = None) -> bytes | memoryview:
         """The same, as a part of the leaves that were read if it is long.
 
         Raises: SealMismatch, StorageError.
@@ -230,6 +242,18 @@ class SealedFile:
                     f"the file is damaged or was changed (if that was meant, run hexz seal on it)",
                 )  # fmt: skip
 
+    def will_need(self, ranges: Iterable[tuple[int, int]]) -> None:
+        """The leaves that have the spans will be read soon."""
+        leaf = self._leaf
+        self._file.will_need((start // leaf * leaf, min(-(-end // leaf) * leaf, self.size)) for start, end in ranges)
+
+    def forget(self, offset: int, length: int) -> None:
+        """Nothing: what does not fit the seal was not given."""
+
+    def reach(self) -> int:
+        """None: what is near comes at once."""
+        return 0
+
     def look(self) -> bool:
         """Always: bytes that are not those that were sealed are found when they are read."""
         return True
@@ -240,28 +264,35 @@ class SealedFile:
         self._seal.close()
 
 
-def open_storage(path: str, policy: SealPolicy, cache: SealCache, resolved: bool = False) -> Storage:
+def open_local(path: str, policy: SealPolicy, cache: SealCache, resolved: bool = False) -> Storage:
     """Open the file at `path`, through its seal if it has one; `resolved` as `LocalFile` has it.
 
     Raises: SnapshotNotFound, SnapshotUnreadable, SystemFailure; SealMissing, SealKeyNeeded, SealDamaged,
     StorageError.
     """
-    file = LocalFile(path, resolved)
+    return through_seal(LocalFile(path, resolved), LocalFile, policy, cache)
+
+
+def through_seal(file: Sealable, open_file: Callable[[str], Sealable], policy: SealPolicy, cache: SealCache) -> Storage:
+    """`file` itself, or what reads it through the seal beside it, which `open_file` opens; closed if neither can be.
+
+    Raises: SealMissing, SealKeyNeeded, SealDamaged; StorageError and what `open_file` raises.
+    """
     try:
-        seal = _open_seal(file, policy, cache)
+        seal = _open_seal(file, open_file, policy, cache)
     except BaseException:
         file.close()
         raise
-    if seal is not None:
-        return SealedFile(file, seal, cache)
-    return file
+    return SealedFile(file, seal, cache) if seal is not None else file
 
 
-def _open_seal(file: LocalFile, policy: SealPolicy, cache: SealCache) -> _Seal | None:
+def _open_seal(
+    file: Sealable, open_file: Callable[[str], Sealable], policy: SealPolicy, cache: SealCache
+) -> _Seal | None:
     """The seal beside `file`, its root checked; None where there is none and none is demanded."""
     path = file.name + SUFFIX
     try:
-        sums = LocalFile(path)
+        sums = open_file(path)
         sums.watched = False  # its root is known, and the rest is checked against it
     except SnapshotNotFound as error:
         if os.path.lexists(path):
@@ -278,7 +309,7 @@ def _open_seal(file: LocalFile, policy: SealPolicy, cache: SealCache) -> _Seal |
         raise
 
 
-def _checked(file: LocalFile, sums: LocalFile, policy: SealPolicy, cache: SealCache) -> _Seal:
+def _checked(file: Storage, sums: Storage, policy: SealPolicy, cache: SealCache) -> _Seal:
     remedy = f"if {file.name} is as it should be, run hexz seal on it again"
     try:
         header = parse_seal_header(sums.read(0, min(HEADER_SIZE, sums.size)))

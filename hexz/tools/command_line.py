@@ -16,8 +16,10 @@ __all__ = [
     "Extract",
     "Info",
     "Pack",
+    "RecordReads",
     "Seal",
     "Verify",
+    "Warm",
     "command_parser",
     "parse_command",
 ]
@@ -114,12 +116,37 @@ class Seal(NamedTuple):
     seal_key_file: str | None
 
 
-Reading = Union[Pack, Info, Verify, Cat, Extract, Commit]
+class RecordReads(NamedTuple):
+    """What a daemon read of a snapshot, as a list."""
+
+    url: str
+    out: str
+    token_file: str | None
+    force: bool
+
+
+class Warm(NamedTuple):
+    """A remote snapshot into a disk cache."""
+
+    snapshot: str
+    prefetch: tuple[str, ...]
+    all: bool
+    folder: str
+    disk_cache_size: int
+    fetch_rate: int
+    password_file: str | None
+    parent_dir: tuple[str, ...]
+    require_seal: bool
+    seal_key_file: str | None
+
+
+Reading = Union[Pack, Info, Verify, Cat, Extract, Commit, Warm]
 """The commands that open snapshots."""
 
-Command = Union[Reading, Seal]
+Command = Union[Reading, Seal, RecordReads]
 COMMANDS: dict[str, type[Command]] = {
     "pack": Pack, "info": Info, "verify": Verify, "cat": Cat, "extract": Extract, "commit": Commit, "seal": Seal,
+    "record": RecordReads, "warm": Warm,
 }  # fmt: skip
 
 
@@ -170,10 +197,24 @@ def command_parser() -> argparse.ArgumentParser:
     seal = commands.add_parser("seal", help="write FILE.sum, which says what every byte of a snapshot is")
     seal.add_argument("files", metavar="FILE", nargs="+")
 
+    record = commands.add_parser("record", help="what a daemon read of a remote snapshot so far, as a list to prefetch")
+    record.add_argument("url", metavar="URL", help="the snapshot's at the daemon: http://HOST:PORT/snapshots/NAME")
+    record.add_argument("out", metavar="LIST", help="the list to write")
+    record.add_argument("--token-file", metavar="FILE", help="the daemon's bearer token")
+    record.add_argument("--force", action="store_true", help="replace LIST if it is there already")
+
+    warm = commands.add_parser("warm", help="fetch a remote snapshot, or what a list names of it, into a disk cache")
+    warm.add_argument("snapshot", metavar="URL", help="http://, https:// or s3://BUCKET/KEY")
+    warm.add_argument("folder", metavar="DIR", help="the disk cache; no daemon may have it open")
+    warm.add_argument("--prefetch", action="append", default=[], metavar="LIST", help="what it names; repeatable")
+    warm.add_argument("--all", action="store_true", help="everything; the default without a list")
+    warm.add_argument("--disk-cache-size", type=size, default=10 << 30, metavar="SIZE", help="default 10G")
+    warm.add_argument("--fetch-rate", type=size, default=0, metavar="SIZE", help="bytes a second; default any")
+
     for writing in (pack, commit):
         writing.add_argument("--force", action="store_true", help="replace OUT if it is there already")
         writing.add_argument("--seal", action="store_true", help="write its seal too; keyed with --seal-key-file")
-    for reading in (pack, info, verify, cat, extract, commit):
+    for reading in (pack, info, verify, cat, extract, commit, warm):
         whose = (
             "an encrypted parent; what is written is not encrypted"
             if reading in (pack, commit)
@@ -182,7 +223,7 @@ def command_parser() -> argparse.ArgumentParser:
         reading.add_argument("--password-file", metavar="FILE", help=f"password of {whose}")
         reading.add_argument("--parent-dir", action="append", default=[], metavar="DIR", help="where parents may be")
         reading.add_argument("--require-seal", action="store_true", help="read nothing without a seal (FILE.sum)")
-    for using in (pack, info, verify, cat, extract, commit, seal):
+    for using in (pack, info, verify, cat, extract, commit, warm, seal):
         using.add_argument("--seal-key-file", metavar="FILE", help="key of keyed seals")
     return parser
 

@@ -77,7 +77,7 @@ def commit(
             finally:
                 store.close()
     finally:
-        context.workers.stop()
+        context.lanes.stop()
 
 
 def _head_of(overlay: str) -> Head:

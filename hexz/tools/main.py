@@ -12,14 +12,28 @@ from hexz.errors import HexzError, UsageError
 from hexz.installation import check_packages
 from hexz.printable import printable
 from hexz.rights.secrets import read_key, read_password, read_seal_key
+from hexz.storage.remote import public_name
 from hexz.storage.sealed import SealPolicy
-from hexz.tools.command_line import Cat, Command, Commit, Extract, Info, Pack, Reading, Seal, Verify, parse_command
+from hexz.tools.command_line import (
+    Cat,
+    Command,
+    Commit,
+    Extract,
+    Info,
+    Pack,
+    Reading,
+    RecordReads,
+    Seal,
+    Verify,
+    Warm,
+    parse_command,
+)
 from hexz.units import format_size
 
 __all__ = ["main"]
 
 DAMAGED = 1
-"""Exit status of ``verify`` when a block is damaged, and of ``extract`` when a file was left out."""
+"""Exit status of ``verify`` when a block is damaged, of ``extract`` and ``warm`` when something was left out."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -75,7 +89,11 @@ def _run(command: Command) -> int:
     # What a command needs is imported when it runs: a script that calls `info` a thousand times pays for nothing else.
     if isinstance(command, Seal):
         return _seal(command)
+    if isinstance(command, RecordReads):
+        return _record(command)
     opening = _opening(command)
+    if isinstance(command, Warm):
+        return _warm(command, opening)
     if isinstance(command, Pack):
         return _pack(command, opening)
     if isinstance(command, Commit):
@@ -98,6 +116,25 @@ def _seal(command: Seal) -> int:
         sealed = seal(path, key)
         _say(f"{sealed.path}: {kind} seal of {format_size(sealed.header.file_size)}, root {sealed.header.root.hex()}")
     return 0
+
+
+def _record(command: RecordReads) -> int:
+    from hexz.tools.prefetch import record
+
+    count = record(command.url, command.out, command.token_file, command.force)
+    _say(f"{command.out}: {count} spans")
+    return 0
+
+
+def _warm(command: Warm, opening: _Opening) -> int:
+    from hexz.tools.warm import warm
+
+    done = warm(
+        command.snapshot, command.prefetch, command.all or not command.prefetch, command.folder,
+        command.disk_cache_size, command.fetch_rate, *opening,
+    )  # fmt: skip
+    _say(f"{public_name(command.snapshot)}: {format_size(done.wanted - done.failed)} of {format_size(done.wanted)}")
+    return DAMAGED if done.failed else 0
 
 
 def _info(command: Info, opening: _Opening) -> int:

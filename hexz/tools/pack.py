@@ -120,7 +120,7 @@ def pack(
     finally:
         if base is not None:
             base.close()
-        context.workers.stop()
+        context.lanes.stop()
 
 
 def _manifest(image: DiskImage) -> bytes:

@@ -68,7 +68,7 @@ def verify(
                     report(trouble)
                 progress.advance(length)
         oddities, doubted = snapshot.oddities, doubt(snapshot)
-    context.workers.stop()
+    context.lanes.stop()
     return Verified(damaged, checked, oddities, doubted)
 
 

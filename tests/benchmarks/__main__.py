@@ -15,7 +15,7 @@ from tests.benchmarks.noise import NOISE_LIMIT, Probe, noisy
 from tests.benchmarks.report import Row, circumstances, remember, save, table
 
 PARTS = ("original", "nbd", "cold", "http", "reader", "images", "s3", "daemon")
-MORE = ("cores",)
+MORE = ("cores", "remote")
 """Only when they are named."""
 NAMES = ", ".join((*PARTS, *MORE))
 
@@ -23,7 +23,7 @@ NAMES = ", ".join((*PARTS, *MORE))
 def main(arguments: Sequence[str]) -> int:
     """Every part, or those named."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {NAMES}; without one, all but the last")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {NAMES}; without one, all but the last two")
     parser.add_argument("--rounds", type=int, help="instead of each row's own")
     parser.add_argument("--only", default="", metavar="TEXT", help="rows with this in their name")
     asked = parser.parse_args(arguments)

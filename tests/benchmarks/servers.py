@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
@@ -20,6 +21,7 @@ __all__ = [
 
 LOOK_AGAIN_S = 0.02
 START_S = 20.0
+STOP_S = 20.0
 
 Start = Callable[[], AbstractContextManager[str]]
 """Starts a server and gives its URL."""
@@ -44,24 +46,40 @@ def free_port() -> int:
 
 
 @contextmanager
-def running(command: list[object], port: int, start_s: float = START_S) -> Iterator[int]:
-    """The pid of `command`, once it answers on `port`.  Raises: RuntimeError after `start_s` seconds."""
+def running(
+    command: list[object],
+    port: int,
+    start_s: float = START_S,
+    log: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[int]:
+    """The pid of `command`, once it answers on `port`; `log` takes what it prints.
+
+    Raises: RuntimeError after `start_s` seconds, or when it ends before.
+    """
     parts = [program(str(command[0])), *(str(part) for part in command[1:])]
-    process = subprocess.Popen(parts, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        deadline = time.monotonic() + start_s
-        while True:
+    with contextlib.ExitStack() as stack:
+        out = stack.enter_context(log.open("ab")) if log is not None else subprocess.DEVNULL
+        process = subprocess.Popen(parts, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=environment)
+        try:
+            deadline = time.monotonic() + start_s
+            while True:
+                try:
+                    socket.create_connection(("127.0.0.1", port)).close()
+                    break
+                except OSError:
+                    if process.poll() is not None or time.monotonic() > deadline:
+                        said = log.read_text(errors="replace")[-2000:] if log is not None else ""
+                        raise RuntimeError(f"{parts[0]} did not start: {said}") from None
+                    time.sleep(LOOK_AGAIN_S)
+            yield process.pid
+        finally:
+            process.terminate()
             try:
-                socket.create_connection(("127.0.0.1", port)).close()
-                break
-            except OSError:
-                if process.poll() is not None or time.monotonic() > deadline:
-                    raise RuntimeError(f"{parts[0]} did not start") from None
-                time.sleep(LOOK_AGAIN_S)
-        yield process.pid
-    finally:
-        process.terminate()
-        process.wait()
+                process.wait(STOP_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
 
 
 def cold(start: Start, client: Callable[[str], float]) -> float:

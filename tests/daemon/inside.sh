@@ -182,5 +182,36 @@ reads_credentials() {
     curl -sf -H 'Authorization: Bearer 0123456789abcdef0123' http://127.0.0.1:8080/disk | cmp - "$raw"
 }
 
+reads_from_a_server() {
+    mkdir -m 700 -p /etc/credstore
+    (
+        umask 077
+        echo 'reader 0123456789abcdef0123' >/etc/credstore/hexz-serve.snap.s3-keys
+        printf '[default]\naws_access_key_id = reader\naws_secret_access_key = 0123456789abcdef0123\n' \
+            >/etc/credstore/hexz-serve.far.s3-credentials
+    )
+    echo 'HEXZ_OPTIONS=--s3' >/etc/hexz-serve/snap.conf
+    printf 'HEXZ_SNAPSHOT=%s\nHEXZ_OPTIONS=%s\n' s3://snap/snap.hxz \
+        '--http --s3-endpoint http://127.0.0.1:9000 --remote-timeout 2 --disk-cache /var/cache/hexz-serve/far --fill' \
+        >/etc/hexz-serve/far.conf
+    mkdir -p /run/systemd/system/hexz-serve@far.service.d
+    printf '[Service]\nCacheDirectory=hexz-serve/%%i\n' >/run/systemd/system/hexz-serve@far.service.d/cache.conf
+    systemctl daemon-reload
+    far() { curl -sS "http://127.0.0.1:8080/$1"; }
+    systemctl start hexz-serve@snap hexz-serve@far
+    far disk | cmp - "$raw"
+    journal far | grep 'S3 keys from \[default\] of /run/credentials/'
+    until [ "$(far metrics | sed -n 's/^hexz_remote_listed_done_bytes{.*} //p')" = "$(stat -c %s "$snapshot")" ]; do sleep 0.1; done
+    # The store is gone: what was there is served on, a restart waits for nobody, and all is well when it is back.
+    systemctl stop hexz-serve@snap
+    far disk | cmp - "$raw"
+    systemctl restart hexz-serve@far
+    far readyz | grep '"unreachable": 1'
+    systemctl start hexz-serve@snap
+    until far readyz | grep '"snapshots": 1'; do sleep 0.1; done
+    far disk | cmp - "$raw"
+    far metrics | grep '^hexz_remote_fetched_bytes_total{snapshot="snap"} 0$'
+}
+
 put_in_place
 $scenario

@@ -19,6 +19,7 @@ CASES = {
     "--bind ::1 would open it: give --token-file, or add --allow-anonymous=http": f"put it in {PLACE}.tokens)",
     "--bind ::1 would open it: give --s3-keys-file": f"put it in {PLACE}.s3-keys)",
     "/srv/a.sum: is a keyed seal: give its key with --seal-key-file": f"put it in {PLACE}.seal-key)",
+    "put a bearer token into a file and give --remote-token-file": f"put it in {PLACE}.remote-tokens)",
     "--require-seal with --seal-key-file wants a keyed one": "",
     "/home/u/a.hxz: permission denied": "ProtectHome= of the unit hides /home: ",
     "/root/tokens: cannot read the tokens: Permission denied": "ProtectHome= of the unit hides /root: ",
@@ -42,7 +43,7 @@ def test_what_to_do_in_a_unit(message: str, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_every_credential_has_its_option(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(STORE, PLACE)
-    options = ("token", "s3-keys", "password", "seal-key")
+    options = ("token", "s3-keys", "password", "seal-key", "s3-credentials", "remote-token")
     named = {advised(f"give --{option}-file").rpartition(".")[2].rstrip(")") for option in options}
     assert named == set(CREDENTIALS)
 

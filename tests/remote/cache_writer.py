@@ -6,7 +6,7 @@ import random
 import sys
 import threading
 
-from hexz.storage.remote.diskcache import DiskCache
+from hexz.storage.diskcache.cache import DiskCache
 from tests.remote.content import content
 
 FILE_SIZE = 3 << 20

@@ -24,9 +24,17 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from hexz.errors import ConfigError
-from hexz.storage.remote import diskcache, pieces, segments, shelf
-from hexz.storage.remote.diskcache import MIN_SIZE, CachedFile, DiskCache
-from hexz.storage.remote.segments import HEAD_SIZE, RECORD_SIZE, Layout, build_head, build_record, digest_of, parse_head
+from hexz.storage.diskcache import pieces, segments, shelf
+from hexz.storage.diskcache.cache import MIN_SIZE, CachedFile, DiskCache
+from hexz.storage.diskcache.segments import (
+    HEAD_SIZE,
+    RECORD_SIZE,
+    Layout,
+    build_head,
+    build_record,
+    digest_of,
+    parse_head,
+)
 from tests.peers import ROOT, run
 from tests.remote.cache_writer import FILE_SIZE
 from tests.remote.content import content, taken
@@ -593,7 +601,7 @@ def test_what_is_evicted_while_maps_are_read_is_missing(tmp_path: Path, monkeypa
             cache._shelf.evict_until(lambda: left[0] != 0 or len(segment_files(folder)) < 5)
             return real(*arguments)
 
-        monkeypatch.setattr(diskcache, "scan_slots", scan)
+        monkeypatch.setattr("hexz.storage.diskcache.cache.scan_slots", scan)
         file = cache.open("file")
         assert cache.figures().evicted_bytes
         held = file.held()
@@ -800,7 +808,7 @@ def test_what_is_read_now_is_not_evicted(tmp_path: Path) -> None:
 
 def test_the_memory_of_the_index_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shelf, "MAX_INDEX", 100_000)
-    monkeypatch.setattr("hexz.storage.remote.diskcache.MAX_INDEX", 100_000)
+    monkeypatch.setattr("hexz.storage.diskcache.cache.MAX_INDEX", 100_000)
     with contextlib.closing(DiskCache(str(tmp_path / "cache"), 64 * MIB)) as cache:
         file, other = cache.open("file"), cache.open("other")
         keep(other, 2, 0, 10)
@@ -814,7 +822,7 @@ def test_the_memory_of_the_index_is_bounded(tmp_path: Path, monkeypatch: pytest.
         file.close()
         assert cache._shelf.index_cost == 0
     monkeypatch.setattr(shelf, "MAX_INDEX", 50_000)
-    monkeypatch.setattr("hexz.storage.remote.diskcache.MAX_INDEX", 50_000)
+    monkeypatch.setattr("hexz.storage.diskcache.cache.MAX_INDEX", 50_000)
     with contextlib.closing(DiskCache(str(tmp_path / "cache"), 64 * MIB)) as cache:
         file = cache.open("file")
         assert file.held() and cache._shelf.index_cost <= 50_000

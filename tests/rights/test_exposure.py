@@ -14,6 +14,7 @@ import pytest
 from hexz.errors import UsageError
 from hexz.options.parser import parse_arguments
 from hexz.rights.exposure import Access, Anonymous, Place, Reach, parse_anonymous, tcp_place
+from hexz.rights.secrets import CREDENTIALS
 from tests.conftest import CORPUS
 from tests.daemon.test_notify import PASS
 from tests.peers import ROOT, STOP_S, Server, fetch, write_secret
@@ -182,7 +183,7 @@ def test_credentials_count_for_bind(credentials: Path, monkeypatch: pytest.Monke
     status, _, errors = run_daemon("--bind", "0.0.0.0", "--http-port", 0, GOOD)
     assert (status, "--token-file" in errors) == (2, True)
     with Server("--http-port", 0, GOOD) as server:
-        assert "the credential 'token' means nothing here: tokens, s3-keys, password, seal-key do" in server.stderr()
+        assert f"the credential 'token' means nothing here: {', '.join(CREDENTIALS)} do" in server.stderr()
         assert status_of(f"{server.http}/info") == 200
     with Server("--http-port", 0, "--token-file", credentials / "token", GOOD) as server:
         assert warned(server) == []

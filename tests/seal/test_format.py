@@ -16,7 +16,7 @@ from hexz.errors import HexzError, SealDamaged, SealMismatch, StorageError
 from hexz.format.errors import DamagedSeal
 from hexz.format.seal import FANOUT, HASH_SIZE, SealHeader, SealTree, parse_seal_header, seal_key
 from hexz.storage import Storage
-from hexz.storage.sealed import NO_POLICY, SealCache, SealPolicy, open_storage
+from hexz.storage.sealed import NO_POLICY, SealCache, SealPolicy, open_local
 from tests.seal.making import seal_bytes
 
 LEAF = 4096
@@ -119,7 +119,7 @@ def opened(
 ) -> Storage:
     path.write_bytes(data)
     Path(f"{path}.sum").write_bytes(seal_bytes(data, None, leaf) if seal is None else seal)
-    return open_storage(str(path), NO_POLICY, cache or SealCache())
+    return open_local(str(path), NO_POLICY, cache or SealCache())
 
 
 @given(st.data())
@@ -212,10 +212,10 @@ def test_a_key_is_more_than_a_flag(tmp_path: Path) -> None:
     for story, seal in tampered.items():
         Path(f"{path}.sum").write_bytes(seal)
         with pytest.raises(SealDamaged, match="another key"):
-            open_storage(str(path), SealPolicy(key), SealCache())
+            open_local(str(path), SealPolicy(key), SealCache())
             pytest.fail(story)
     Path(f"{path}.sum").write_bytes(keyed)
-    open_storage(str(path), SealPolicy(key, True), SealCache()).close()
+    open_local(str(path), SealPolicy(key, True), SealCache()).close()
 
 
 def test_many_threads_read_one_sealed_file(tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
-"""What can be wrong with a request of HTTP."""
+"""What can be wrong with a request of HTTP, and with an answer to one of ours."""
 
 from __future__ import annotations
 
-__all__ = ["RequestError", "Unsatisfiable"]
+__all__ = ["NoSpan", "OtherVersion", "ReplyError", "RequestError", "Unsatisfiable"]
 
 
 class RequestError(Exception):
@@ -15,3 +15,15 @@ class RequestError(Exception):
 
 class Unsatisfiable(Exception):
     """Well-formed ranges, none of which overlaps the representation (status 416)."""
+
+
+class ReplyError(Exception):
+    """An answer that cannot be read as HTTP."""
+
+
+class NoSpan(Exception):
+    """An answer that is not the span that was asked for; the next one may be."""
+
+
+class OtherVersion(Exception):
+    """An answer of other bytes than those that were opened under this name."""

@@ -44,12 +44,16 @@ LONGEST_DRAIN_S = 3600.0
 MAX_FIELDS = 100
 """Most fields of a query."""
 PASSED_ON = frozenset({"/metrics", "/healthz", "/readyz"})
-"""Routes that the control socket shares with the HTTP port."""
+"""Routes that the control socket shares with the HTTP port, besides ``/snapshots/NAME/prefetch``."""
 SECRET_KEYS = frozenset({"registry_auth"})
 BLANK = "********"
 _USER_INFO = re.compile(r"(?<=//)[^/?#]*@")
 """Name and password in a URL (RFC 3986 section 3.2.1)."""
 DONE = Response(204)
+
+
+def _is_list(path: str) -> bool:
+    return path.startswith("/snapshots/") and path.endswith("/prefetch")
 
 
 class Machine(Protocol):
@@ -143,7 +147,7 @@ class ControlApplication:
         Raises: ControlError.
         """
         head = request.head
-        if head.path in PASSED_ON:
+        if head.path in PASSED_ON or _is_list(head.path):
             return self._others.respond(request)
         if head.path not in self._paths:
             raise no_route()

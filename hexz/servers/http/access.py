@@ -22,7 +22,8 @@ from hexz.protocol.http.head import RequestHead
 from hexz.protocol.http.origin import authority_of, is_foreign_write, parse_ip
 from hexz.protocol.http.responses import Response, error_response
 from hexz.rights.exposure import OWN, Grant
-from hexz.rights.secrets import SHORTEST_SECRET, read_secret_lines
+from hexz.rights.secrets import SHORTEST_SECRET
+from hexz.secretfile import read_secret_lines
 from hexz.units import parse_number, parse_size
 
 __all__ = [

@@ -26,7 +26,7 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler
 from time import perf_counter
 
-from hexz.errors import BlockError, HandedOver, HexzError, OutOfMemory, Overloaded
+from hexz.errors import BlockError, HandedOver, HexzError, OutOfMemory, Overloaded, SnapshotAwaited
 from hexz.metrics import Metrics
 from hexz.protocol.http.dates import format_date
 from hexz.protocol.http.errors import RequestError
@@ -340,7 +340,7 @@ class HttpHandler(BaseHTTPRequestHandler):
             return self._rules.refusal(error.http_status, str(error), None)
         log.warning("%s: %s: %s", self.connection.peer, head.shown, error)
         self._counting.trouble(error)
-        if isinstance(error, Overloaded):
+        if isinstance(error, (Overloaded, SnapshotAwaited)):
             refusal = self._rules.refusal(error.http_status, str(error), None)
             return refusal._replace(headers=(*refusal.headers, ("Retry-After", OVERLOADED_S)))
         if isinstance(error, BlockError):

@@ -8,6 +8,7 @@ from urllib.parse import parse_qs
 
 from hexz.catalog import Catalog, Lease
 from hexz.errors import NoSuchSnapshot
+from hexz.format.prefetch import PrefetchList, format_prefetch
 from hexz.metrics import Purpose
 from hexz.metrics.labels import EXTENTS, INFO, LIST, READ
 from hexz.metrics.process import process_figures
@@ -98,6 +99,8 @@ class CatalogApplication:
                 return self._stream(head, name, segments[2])
             if len(segments) == 2 or (len(segments) == 3 and segments[2] == "info"):
                 return self._info(head, name)
+            if len(segments) == 3 and segments[2] == "prefetch":
+                return self._prefetch(head, name)
             if len(segments) == 3 and segments[2] == "extents":
                 return self._extents(head, name, watch)
         raise NoSuchSnapshot(f"there is nothing at {head.path}")
@@ -137,6 +140,21 @@ class CatalogApplication:
         with lease as snapshot:
             facts = {**public_facts(lease.name, snapshot), "default": lease.name == self._catalog.default}
         return json_response(facts)._replace(purpose=Purpose(lease.metrics, INFO))
+
+    def _prefetch(self, head: RequestHead, name: str) -> Response:
+        """What was read so far of a remote snapshot and its ancestors, as a list that can be fetched ahead."""
+        lease = self._catalog.lease(name)
+        with lease as snapshot:
+            lists = [
+                PrefetchList(file.storage.size, file.fingerprint, file.first_reads.spans())
+                for file in snapshot.family()
+                if file.first_reads is not None
+            ]
+        if not lists:
+            raise NoSuchSnapshot(f"{lease.name!r} is a local file: there is nothing to fetch ahead")
+        text = format_prefetch(lists).encode()
+        headers = (("Content-Type", "text/plain; charset=utf-8"), VOLATILE)
+        return Response(200, headers, (text,), len(text))._replace(purpose=Purpose(lease.metrics, INFO))
 
     def _extents(self, head: RequestHead, name: str | None, watch: Callable[[], None]) -> Response:
         query = _query(head)
@@ -216,7 +234,12 @@ class CatalogApplication:
     def _readiness(self, head: RequestHead) -> Response:
         if self._ready():
             catalog = self._catalog
-            troubles = {"stale": catalog.stale, "changed": catalog.changed, "skipped": len(catalog.skipped)}
+            troubles = {
+                "stale": catalog.stale,
+                "changed": catalog.changed,
+                "skipped": len(catalog.skipped),
+                "unreachable": len(catalog.unreachable),
+            }
             found = {what: count for what, count in troubles.items() if count}
             return json_response({"status": "ready", "snapshots": len(self._catalog), **found})
         return json_response({"status": "draining"}, 503, (("Retry-After", "5"),))

@@ -62,7 +62,9 @@ class NbdHandler(socketserver.BaseRequestHandler):
         connection.spoken = True
         try:
             lease.when_ended(connection.end)
-            transmission = Transmission(connection, export, negotiated, site.pool, site.crowd, received)
+            transmission = Transmission(
+                connection, export, negotiated, site.pools.of(export.stream), site.crowd, received
+            )
             transmission.run()
             parked = transmission.parked
             # A successor opens files by name: what has been replaced here is not what it would find.

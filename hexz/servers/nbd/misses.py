@@ -18,7 +18,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from time import perf_counter
 from typing import NamedTuple
@@ -27,7 +27,7 @@ from hexz.errors import HexzError, OutOfMemory
 from hexz.metrics.counters import waited
 from hexz.snapshot import Stream
 
-__all__ = ["Cold", "ColdReads", "MissPool"]
+__all__ = ["Cold", "ColdReads", "MissPool", "MissPools"]
 
 log = logging.getLogger("hexz.nbd")
 
@@ -39,6 +39,8 @@ QUICK_S = 0.001
 """A read that loads in less comes from memory, not from a disk: loading another here keeps nobody waiting for long."""
 TURN_S = 0.005
 """How long a connection waits for its turn to load such reads; then it loads them all the same."""
+FAR_THREADS = 32
+"""Threads that wait for one server."""
 NO_MEMORY_S = 0.1
 """How long a thread rests that could not even say that there is no memory."""
 
@@ -211,11 +213,30 @@ class ColdReads:
             wake.ring()
 
 
+class MissPools:
+    """A pool for local files, and one for each server: reads that wait for a slow one hold up no others."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._pools: dict[Hashable, MissPool] = {None: MissPool()}  # by lane; guarded by _lock
+
+    def of(self, stream: Stream) -> MissPool:
+        """The pool for cold reads of `stream`."""
+        lane = stream.file.storage.lane
+        with self._lock:
+            pool = self._pools.get(lane)
+            if pool is None:
+                pool = self._pools[lane] = MissPool(FAR_THREADS)
+            return pool
+
+
 class MissPool:
-    """A few daemon threads over the cold reads of all connections, started with the first one."""
+    """A few daemon threads over the cold reads of all connections, each started when all others have one to do."""
 
     def __init__(self, threads: int | None = None) -> None:
+        """Up to `threads` of them, by default as many as there are cores, and at least two."""
         self._count = threads or max(2, os.cpu_count() or 1)
+        self._free = 0  # that wait for a read; guarded by _turn
         self._turn = threading.Condition()
         self._ring: deque[ColdReads] = deque()  # guarded by _turn
         self._quick_turn = threading.Lock()
@@ -234,9 +255,7 @@ class MissPool:
     def submit(self, reads: ColdReads, read: Cold) -> bool:
         """Load `read` in its connection's turn; False when the system has no thread for it."""
         with self._turn:
-            if self._threads < self._count:
-                self._start_threads()
-            if not self._threads:
+            if not self._free and self._threads < self._count and not self._start_thread() and not self._threads:
                 return False
             reads.tasks.append(read)
             if not reads.queued:
@@ -245,14 +264,14 @@ class MissPool:
             self._turn.notify()
         return True
 
-    def _start_threads(self) -> None:
-        while self._threads < self._count:
-            thread = threading.Thread(target=self._run, name=f"nbd-miss-{self._threads}", daemon=True)
-            try:
-                thread.start()
-            except RuntimeError:  # the system is out of threads; a later read tries again
-                return
-            self._threads += 1
+    def _start_thread(self) -> bool:
+        thread = threading.Thread(target=self._run, name=f"nbd-miss-{self._threads}", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # the system is out of threads; a later read tries again
+            return False
+        self._threads += 1
+        return True
 
     def take_back(self, reads: ColdReads) -> Cold | None:
         """One of `reads` that no thread has begun, for the caller to load; None when there is none."""
@@ -279,7 +298,9 @@ class MissPool:
         while True:
             with self._turn:
                 while not self._ring:
+                    self._free += 1
                     self._turn.wait()  # no time-out: there may be nothing to do for days
+                    self._free -= 1
                 reads = self._ring.popleft()
                 read = reads.tasks.popleft()
                 if reads.tasks:

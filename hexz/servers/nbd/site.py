@@ -9,7 +9,7 @@ from hexz.errors import NoSuchSnapshot
 from hexz.protocol.nbd.constants import MAX_NAME
 from hexz.protocol.nbd.handshake import ExportFacts, TlsMode
 from hexz.servers.crowd import Crowd
-from hexz.servers.nbd.misses import MissPool
+from hexz.servers.nbd.misses import MissPools
 from hexz.servers.nbd.outbox import Export
 from hexz.servers.tls import TlsContext
 
@@ -73,5 +73,5 @@ class NbdSite:
         self.directory = CatalogDirectory(catalog, pad)
         self.tls_mode = tls_mode
         self.tls = tls
-        self.pool = MissPool()
+        self.pools = MissPools()
         self.crowd = Crowd("nbd", COMPANY, None)

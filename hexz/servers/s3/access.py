@@ -13,7 +13,8 @@ from hexz.protocol.http.responses import Response
 from hexz.protocol.s3.errors import S3Error
 from hexz.protocol.s3.sigv4 import Claim, Scope, check_signature, check_time, parse_claim, signing_key
 from hexz.rights.exposure import OWN, Grant
-from hexz.rights.secrets import SHORTEST_SECRET, read_secret_lines
+from hexz.rights.secrets import SHORTEST_SECRET
+from hexz.secretfile import read_secret_lines
 from hexz.servers.http.access import AccessRefusal, Gate, foreign_write, wrong_host
 from hexz.servers.s3.answers import refusal_of
 

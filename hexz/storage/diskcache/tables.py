@@ -5,8 +5,8 @@ from __future__ import annotations
 from array import array
 from typing import NamedTuple
 
-from hexz.storage.remote.pieces import PieceIndex
-from hexz.storage.remote.segments import Layout, segment_name
+from hexz.storage.diskcache.pieces import PieceIndex
+from hexz.storage.diskcache.segments import Layout, segment_name
 
 __all__ = ["Segment", "ShelfCounts", "Spot", "CacheEntry"]
 

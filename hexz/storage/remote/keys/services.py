@@ -26,7 +26,7 @@ from urllib.parse import quote, urlsplit
 from hexz.errors import ConfigError, CredentialsUnavailable
 from hexz.printable import printable
 from hexz.protocol.s3.client import Keys
-from hexz.storage.remote.key_files import document_keys, read_file
+from hexz.storage.remote.keys.files import document_keys, read_file
 
 __all__ = ["CONTAINER_URL", "METADATA_URL", "container_keys", "instance_keys", "process_keys", "program_trouble"]
 

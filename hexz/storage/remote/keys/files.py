@@ -73,14 +73,11 @@ def read_file(path: str) -> tuple[bytes, os.stat_result]:
     """
     # Non-blocking, so that a FIFO cannot hang the open; regular files ignore it.
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    try:
+    with open(descriptor, "rb") as file:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise ConfigError(f"{path}: not a regular file")
-        with open(descriptor, "rb", closefd=False) as file:
-            data = file.read(MAX_FILE + 1)
-    finally:
-        os.close(descriptor)
+        data = file.read(MAX_FILE + 1)
     if len(data) > MAX_FILE:
         raise ConfigError(f"{path}: too long: a file of keys may have {MAX_FILE} bytes")
     return data, status

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from hexz.errors import ConfigError, CredentialsUnavailable
 from hexz.protocol.s3.client import Keys, is_region
 from hexz.secretfile import check_secret, secret_trouble
-from hexz.storage.remote.key_files import (
+from hexz.storage.remote.keys.files import (
     Mark,
     Profile,
     Setting,
@@ -28,7 +28,7 @@ from hexz.storage.remote.key_files import (
     profile_keys,
     read_file,
 )
-from hexz.storage.remote.key_services import container_keys, instance_keys, process_keys, program_trouble
+from hexz.storage.remote.keys.services import container_keys, instance_keys, process_keys, program_trouble
 
 __all__ = ["Found", "Sources"]
 

@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from hexz.format.codec import crc32
-from hexz.storage.remote.pieces import CELL, GRAIN, STRIDE, KeptPiece, stored_length
+from hexz.storage.diskcache.pieces import CELL, GRAIN, STRIDE, KeptPiece, stored_length
 
 __all__ = [
     "HEAD_SIZE",

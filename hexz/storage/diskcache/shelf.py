@@ -17,9 +17,9 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 from hexz.errors import ConfigError
-from hexz.storage.remote.cachefolder import CacheFolder, FoundSegment
-from hexz.storage.remote.pieces import CELL, stored_length
-from hexz.storage.remote.segments import (
+from hexz.storage.diskcache.cachefolder import CacheFolder, FoundSegment
+from hexz.storage.diskcache.pieces import CELL, stored_length
+from hexz.storage.diskcache.segments import (
     HEAD_SIZE,
     RECORD_SIZE,
     Layout,
@@ -29,7 +29,7 @@ from hexz.storage.remote.segments import (
     segment_name,
     write_all,
 )
-from hexz.storage.remote.tables import CacheEntry, Segment, ShelfCounts, Spot
+from hexz.storage.diskcache.tables import CacheEntry, Segment, ShelfCounts, Spot
 
 __all__ = ["Shelf"]
 

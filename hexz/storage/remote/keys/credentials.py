@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 from hexz.errors import CredentialsUnavailable, HexzError
 from hexz.protocol.s3.client import Keys
-from hexz.storage.remote.key_files import Mark, mark_at
-from hexz.storage.remote.key_services import CONTAINER_URL, METADATA_URL
-from hexz.storage.remote.key_sources import Found, Sources
+from hexz.storage.remote.keys.files import Mark, mark_at
+from hexz.storage.remote.keys.services import CONTAINER_URL, METADATA_URL
+from hexz.storage.remote.keys.sources import Found, Sources
 
 __all__ = ["REFRESH_S", "Credentials"]
 

@@ -8,39 +8,19 @@ damage, or somebody who deletes files while it runs lose what was kept and nothi
 from __future__ import annotations
 
 import os
-from typing import NamedTuple
 
 from hexz.errors import ConfigError
-from hexz.storage.remote.cachedfile import CachedFile
-from hexz.storage.remote.pieces import CELL, KeptPiece, PieceIndex, stored_length
-from hexz.storage.remote.segments import SegmentHead, digest_of, scan_slots
-from hexz.storage.remote.shelf import MAX_INDEX, Shelf
-from hexz.storage.remote.tables import CacheEntry, Segment
+from hexz.metrics.figures import DiskCacheFigures
+from hexz.storage.diskcache.cachedfile import CachedFile
+from hexz.storage.diskcache.pieces import CELL, KeptPiece, PieceIndex, stored_length
+from hexz.storage.diskcache.segments import SegmentHead, digest_of, scan_slots
+from hexz.storage.diskcache.shelf import MAX_INDEX, Shelf
+from hexz.storage.diskcache.tables import CacheEntry, Segment
 
 __all__ = ["CachedFile", "DiskCache", "DiskCacheFigures"]
 
 MIN_SIZE = 1 << 20
 """The smallest cache, bytes: in less, little but the heads of segments would find room."""
-
-
-class DiskCacheFigures(NamedTuple):
-    """What is there, and what happened since the start.
-
-    `files`: identities that something is kept of; `held` and `budget`: bytes on the disk, at most; `hits` and `misses`
-    count reads; `evicted_bytes` are bytes on the disk, `hit_bytes` and `written_bytes` those of files; `damaged`:
-    grains and segments whose checksum was wrong; `failures`: errors of the disk, one that is full among them.
-    """
-
-    files: int
-    held: int
-    budget: int
-    hits: int
-    hit_bytes: int
-    misses: int
-    written_bytes: int
-    evicted_bytes: int
-    damaged: int
-    failures: int
 
 
 class DiskCache:

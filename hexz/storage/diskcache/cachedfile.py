@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import time
 
-from hexz.storage.remote.pieces import CELL, KeptPiece, stored_length
-from hexz.storage.remote.segments import (
+from hexz.storage.diskcache.pieces import CELL, KeptPiece, stored_length
+from hexz.storage.diskcache.segments import (
     HEAD_SIZE,
     RECORD_SIZE,
     build_piece,
@@ -14,8 +14,8 @@ from hexz.storage.remote.segments import (
     read_piece,
     write_all,
 )
-from hexz.storage.remote.shelf import Shelf
-from hexz.storage.remote.tables import CacheEntry, Segment
+from hexz.storage.diskcache.shelf import Shelf
+from hexz.storage.diskcache.tables import CacheEntry, Segment
 
 __all__ = ["CachedFile"]
 
@@ -180,6 +180,15 @@ class CachedFile:
             shelf.release(segment)
         shelf.evict_until(lambda: shelf.held <= shelf.size)
         return True
+
+    def forget(self, start: int, end: int) -> None:
+        """Let go of these bytes, which came wrong: `missing` names them from then on."""
+        shelf, stored = self._shelf, self._stored
+        with shelf.lock:
+            if stored.index is not None:
+                before = stored.index.cost
+                stored.index.cut(start, end)
+                shelf.index_cost += stored.index.cost - before
 
     def close(self) -> None:
         """Give the handle back; with the last one of a file its index goes.  Idempotent."""
