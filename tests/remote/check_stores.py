@@ -8,9 +8,16 @@ from pathlib import Path
 
 import pytest
 
+from hexz.errors import OriginChanged
+from hexz.storage.remote import RemoteSettings, StoreNames
+from tests.peers import write_secret
 from tests.remote.clusters import STORAGE, Cluster, ceph, swift
+from tests.remote.reading import opened, read
 from tests.remote.stores import BUCKET, Store, azurite
 from tests.remote.test_stores import another, ask
+from tests.remote.test_vectors import ALL, Address, compare_served, keys, reach, samples
+
+__all__ = ["keys", "reach", "samples"]  # fixtures
 
 pytestmark = pytest.mark.timeout(600)
 CLUSTERS: dict[str, Callable[[Path], AbstractContextManager[Cluster]]] = {"swift": swift, "ceph": ceph}
@@ -29,6 +36,11 @@ def parts(store: Store, data: bytes, name: str = "snap.hxz") -> Iterator[bool]:
     for start in range(0, len(data), PART_BYTES):
         span = f"bytes={start}-{start + PART_BYTES - 1}"
         yield client.get_object(Bucket=BUCKET, Key=name, Range=span)["Body"].read() == data[start : start + PART_BYTES]
+
+
+@pytest.fixture(scope="module")
+def image(disk_image: Path) -> bytes:
+    return disk_image.read_bytes()
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +80,57 @@ def test_a_cluster_gets_over_one_that_is_frozen(cluster: Cluster, data: bytes) -
     finally:
         cluster.thaw("object1")
     assert all(parts(cluster.store, data)) and cluster.memory().keys() >= set(STORAGE)
+
+
+def settings_of(store: Store, folder: Path) -> RemoteSettings:
+    text = f"[default]\naws_access_key_id = {store.access_key}\naws_secret_access_key = {store.secret}\n"
+    path = write_secret(folder / "keys", text)
+    return RemoteSettings(StoreNames(store.endpoint, store.region), str(path), speculation=0.0)
+
+
+def test_a_snapshot_is_read_while_servers_die_and_freeze(cluster: Cluster, image: bytes, tmp_path: Path) -> None:
+    store = cluster.store
+    with opened(store.s3_uri("snap.hxz"), settings_of(store, tmp_path)) as snapshot:
+        third = len(image) // 3 // PART_BYTES * PART_BYTES
+        for begin, harm, heal in (
+            (0, None, None),
+            (third, cluster.kill, cluster.start),
+            (2 * third, cluster.freeze, cluster.thaw),
+        ):
+            if harm is not None:
+                harm("object1")
+            try:
+                for start in range(begin, begin + third, PART_BYTES):
+                    assert read(snapshot, start, PART_BYTES) == image[start : start + PART_BYTES]
+            finally:
+                if heal is not None:
+                    heal("object1")
+
+
+def test_a_snapshot_that_is_replaced_in_a_cluster_is_an_error_for_good(
+    cluster: Cluster, data: bytes, image: bytes, tmp_path: Path
+) -> None:
+    store = cluster.store
+    store.put("later.hxz", data)
+    with opened(store.s3_uri("later.hxz"), settings_of(store, tmp_path)) as snapshot:
+        assert read(snapshot, 0, PART_BYTES) == image[:PART_BYTES]
+        store.put("later.hxz", another(data))
+        for _ in range(2):
+            with pytest.raises(OriginChanged):
+                read(snapshot, len(image) // 2, 4 << 20)
+        assert snapshot.changed
+
+
+def test_every_sample_is_served_over_http_and_nbd(
+    reach: tuple[Address, RemoteSettings], keys: Path, tmp_path: Path
+) -> None:
+    assert compare_served(ALL, reach, keys, tmp_path) >= len(ALL)
+
+
+def test_a_snapshot_is_read_from_azurite(folder: Path, image: bytes) -> None:
+    with azurite(folder) as store, opened(store.url("snap.hxz")) as snapshot:
+        for start in range(0, len(image), 1 << 20):
+            assert read(snapshot, start, 1 << 20) == image[start : start + (1 << 20)]
 
 
 def test_azurite_knows_no_suffixes(folder: Path) -> None:
