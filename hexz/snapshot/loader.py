@@ -78,12 +78,8 @@ class BlockLoader:
         self._far = file.storage.lane is not None
         self._slot_limit = min(SHARED_BLOCK, self._blocks.budget)
 
-    def key(self, page: LoadedPage, number: int) -> tuple[int | bytes, ...]:
-        """The block's key in the cache."""
-        return self._key(page.page, number)
-
-    def _key(self, index: Page, number: int) -> tuple[int | bytes, ...]:
-        """The key of a block of a page.
+    def key(self, index: Page, number: int) -> tuple[int | bytes, ...]:
+        """The key in the cache of a block of a page.
 
         Equal blocks share one stored copy, and so one place in the cache; the other
         fields keep contradicting entries for one copy apart.  Encrypted blocks differ
@@ -104,7 +100,7 @@ class BlockLoader:
 
         Raises: BlockError, StorageError.
         """
-        key = self.key(page, number)
+        key = self.key(page.page, number)
         while True:
             block = self._blocks.wait_for(key)
             if block is None:
@@ -122,7 +118,7 @@ class BlockLoader:
         Raises: BlockError, StorageError; blocks before the bad one are kept.
         """
         numbers = range(run.first, run.stop)
-        keys = [self.key(run.page, number) for number in numbers]
+        keys = [self.key(run.page.page, number) for number in numbers]
         claims: list[Loading | None] = []
         duties: list[tuple[int, Loading]] = []
         made: list[Block] = []
@@ -145,7 +141,7 @@ class BlockLoader:
             self._blocks.settle(claims)
             if made:
                 self._file.counts.heat.note(self._name, run.start, run.end)
-        if use is not None and not made:
+        if self._far and use is not None and not made:
             use()  # whoever was faster uses it
         for (number, _), block in zip(duties, made):
             data = block.data  # once: another thread may evict it at any moment
@@ -230,7 +226,7 @@ class BlockLoader:
                 page.page.stored[number]
                 and page.page.logical[number] <= self._blocks.budget  # else it would be gone before it is used
                 and page.slots[number].data is None
-                and self._blocks.find(self.key(page, number)) is None
+                and self._blocks.find(self.key(page.page, number)) is None
             ):
                 yield page, number
 
@@ -281,7 +277,7 @@ class BlockLoader:
             start = page.stored_offset(number)
             if start + (length if back else 0) != place:
                 break
-            if self._blocks.find(self._key(page, number)) is not None:
+            if self._blocks.find(self.key(page, number)) is not None:
                 return found, True
             place = start if back else start + length
             found.append(place)
@@ -318,7 +314,7 @@ class BlockLoader:
             self._file.note_failure(error)
         if not wanted:
             return None
-        first = self._blocks.find(self.key(*wanted[0]))
+        first = self._blocks.find(self.key(wanted[0][0].page, wanted[0][1]))
         if first is not None and use is not None:
             first.ahead = use
             first.fresh = True

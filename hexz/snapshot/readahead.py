@@ -78,7 +78,7 @@ class ReadAhead:
         with self._lock:
             reader = self._expected.pop(start, None)
             if reader is None:
-                reader = _Reader(min(self._pace.first, self._largest), 0, 0)
+                return self._remember(end, _Reader(min(self._pace.first, self._largest), 1, end - start))
             reader = reader._replace(steps=reader.steps + 1, run=reader.run + end - start)
             goes_on = reader.steps > self._pace.steps or (reader.steps > 1 and reader.run >= self._pace.run)
             if not goes_on:

@@ -123,18 +123,23 @@ class Stream:
             views = self.read_cached(offset, length)
         except MemoryError:
             views = None  # what follows gives memory back
-        return self._with_memory(self._read_cold, offset, length) if views is None else views
+        if views is not None:
+            return views
+        try:
+            return self._read_cold(offset, length)
+        except MemoryError:
+            self._blocks.shrink()
+        return self._with_less(self._read_cold, offset, length)
 
-    def _with_memory(self, work: Callable[[int, int], Got], offset: int, length: int) -> Got:
-        """Do the work, once more where the cache gives back half for it, and once more where it gives back all.
+    def _with_less(self, work: Callable[[int, int], Got], offset: int, length: int) -> Got:
+        """Do the work once more, where the cache gave back half for it, and once more where it gives back all.
 
         The second time is needed: what the allocator got back from one thread's blocks it may not give another's.
         Raises: as `work` does; OutOfMemory.
         """
-        for give_back in (self._blocks.shrink, self._blocks.clear):
-            with suppress(MemoryError):
-                return work(offset, length)
-            give_back()  # only here, for the error held on to what was put together until it came
+        with suppress(MemoryError):
+            return work(offset, length)
+        self._blocks.clear()  # only here, for the error held on to what was put together until it came
         try:
             return work(offset, length)
         except MemoryError:
@@ -151,7 +156,11 @@ class Stream:
         A block larger than the whole cache is only checked.
         Raises: as `read` does.
         """
-        self._with_memory(self._load, offset, length)
+        try:
+            return self._load(offset, length)
+        except MemoryError:
+            self._blocks.shrink()
+        return self._with_less(self._load, offset, length)
 
     def prefetch(self, offset: int, length: int) -> None:
         """Queue the decompression of a span and return at once; what finds no room is left out."""
@@ -227,7 +236,7 @@ class Stream:
         block = page.slots[number]
         data = block.data
         if data is None and page.page.stored[number]:
-            found = self.loader.load(page, number) if wait else self._blocks.find(self.loader.key(page, number))
+            found = self.loader.load(page, number) if wait else self._blocks.find(self.loader.key(page.page, number))
             if found is None:
                 return None
             block, data = found, found.data
@@ -270,7 +279,7 @@ class Stream:
         if not index.stored[number] or offset + length > start + index.logical[number]:
             return False
         if page.slots[number].data is None:
-            if self._blocks.find(self.loader.key(page, number)) is None:
+            if self._blocks.find(self.loader.key(page.page, number)) is None:
                 waited.size += length
                 self._readahead.missed(start, start + index.logical[number])
             self.loader.load(page, number)
