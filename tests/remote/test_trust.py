@@ -27,6 +27,12 @@ FAR = 5 << 20
 KEYS = "[default]\naws_access_key_id = {}\naws_secret_access_key = {}-secret\naws_session_token = {}-session\n"
 
 
+@pytest.fixture(autouse=True)
+def near(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No connection is made before it is needed, as it would be where a busy machine makes the way look long."""
+    monkeypatch.setattr(server, "FAR_S", 3600.0)
+
+
 @pytest.fixture(scope="module")
 def origin(tmp_path_factory: pytest.TempPathFactory, snapshot_file: Path) -> Iterator[Store]:
     """nginx with a bucket's folder: it takes any signature."""
@@ -286,12 +292,6 @@ def test_requests_under_way_are_bounded(proxy: Proxy, disk_image: Path, monkeypa
     assert 1 < proxy.counts.most_in_flight <= 4 and proxy.counts.connections <= 5
 
 
-@pytest.fixture
-def near(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No connection is made before it is needed, as it would be where a busy machine makes the way look long."""
-    monkeypatch.setattr(server, "FAR_S", 3600.0)
-
-
 def at_rest(snapshot: Snapshot, proxy: Proxy) -> int:
     """Wait until nothing is fetched ahead any more; how many connections are kept then."""
     snapshot.context.lanes.stop()
@@ -302,7 +302,7 @@ def at_rest(snapshot: Snapshot, proxy: Proxy) -> int:
     return proxy.counts.open
 
 
-def test_kept_connections_that_were_closed_are_not_waited_for(proxy: Proxy, piece: bytes, near: None) -> None:
+def test_kept_connections_that_were_closed_are_not_waited_for(proxy: Proxy, piece: bytes) -> None:
     with opened(proxy.url("bucket/snap.hxz")) as snapshot:
         in_threads(8, lambda number: read(snapshot, number << 18, 4096))
         kept = at_rest(snapshot, proxy)
@@ -314,7 +314,7 @@ def test_kept_connections_that_were_closed_are_not_waited_for(proxy: Proxy, piec
 
 
 def test_of_a_frozen_machine_only_the_first_kept_connection_is_waited_for(
-    proxy: Proxy, piece: bytes, monkeypatch: pytest.MonkeyPatch, near: None
+    proxy: Proxy, piece: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server, "STALL_S", 0.2)
     with opened(proxy.url("bucket/snap.hxz")) as snapshot:
