@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hexz.snapshot import new_context, open_snapshot
+from hexz.storage.sealed import NO_POLICY
 from hexz.tools.warm import warm
 from tests.benchmarks.clients import program
 from tests.benchmarks.files import DISK_BYTES, Files
@@ -125,7 +126,7 @@ class Field:
         self.list = self._folder / "list"
         self.disk_cache = self._folder / "cache"
         self.read("ours", self.address, self.boot, 1, record=str(self.list))
-        warm(self.address, (), True, str(self.disk_cache), CACHE_BYTES, 0, None, ())
+        warm(self.address, (), True, str(self.disk_cache), CACHE_BYTES, 0, None, (), NO_POLICY)
 
     def least(self, reads: Sequence[tuple[int, int]]) -> int:
         """Bytes of the stored blocks, and of the index pages, that have what is read."""
