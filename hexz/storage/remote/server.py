@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import random
+import socket
 import ssl
 import threading
 import time
@@ -328,7 +329,7 @@ class _Attempt:
             raise self.trouble(OriginError, reason) from None
         except (OSError, ReplyError) as error:
             self._close(connection)
-            if isinstance(error, TimeoutError):
+            if isinstance(error, (TimeoutError, socket.timeout)):  # two classes before Python 3.10
                 # The others that are kept lead to the same frozen machine; and some servers are slow for long.
                 server.pool.drop_idle()
                 self.stall_s *= 2
