@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from hexz.storage.remote import transport
+from hexz.storage.remote.errors import Stale
 from hexz.storage.remote.places import OriginName
 from hexz.storage.remote.transport import IDLE_S, MAX_IDLE, Pool, ServerConnection
 
@@ -80,3 +81,14 @@ def test_a_closed_pool_keeps_nothing(pool: Pool, clock: Clock) -> None:
     pool.close()
     pool.give(late)
     assert not is_open(kept) and not is_open(late)
+
+
+def test_a_connection_that_was_made_ahead_may_have_been_closed_before_it_is_used() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        with contextlib.closing(Pool(OriginName("http", "127.0.0.1", listener.getsockname()[1]), None)) as pool:
+            deadline = transport.clock() + 10
+            assert (pool.prepare(1), pool.prepare(1)) == (1, 0)
+            pool.add(deadline)
+            listener.accept()[0].close()
+            with contextlib.closing(pool.take(deadline)) as connection, pytest.raises(Stale):
+                connection.get(b"GET / HTTP/1.1\r\n\r\n", 1, deadline)

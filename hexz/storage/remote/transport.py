@@ -184,10 +184,6 @@ class ServerConnection:
         if QUICKACK is not None:
             self._sock.setsockopt(socket.IPPROTO_TCP, QUICKACK, 1)
 
-    def kept(self) -> None:
-        """It was not used yet, and may have been closed when it is."""
-        self._fresh = False
-
     def close(self) -> None:
         """Close it; idempotent."""
         self._sock.close()
@@ -233,7 +229,7 @@ class Pool:
     def add(self, deadline: float) -> None:
         """Make a connection that is used later: who needs it then does not wait for it.  Raises: OSError, Hidden."""
         connection = ServerConnection(self.origin, self._tls() if self._tls is not None else None, deadline, False)
-        connection.kept()
+        connection.fresh = False  # by the time it is used it may have been closed, as a kept one may
         with self._lock:
             closed = self._closed
             if not closed:
