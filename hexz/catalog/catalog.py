@@ -383,16 +383,17 @@ class Catalog:
         if published.mounted:
             raise NameTaken(f"{path}: a snapshot that was mounted while running is called {name!r} already")
         fresh = openings.take(path)
-        if fresh is published.snapshot:
-            fresh.close()
-            return
-        left = [fresh]
+
+        def once_more(path: str) -> Snapshot:
+            fresh.retain()
+            return fresh
+
         try:
-            self._publish(name, path, False, True, lambda _: left.pop())
+            if fresh is not published.snapshot:
+                self._publish(name, path, False, True, once_more)
+                result.replaced.append(name)
         finally:
-            for one in left:
-                one.close()
-        result.replaced.append(name)
+            fresh.close()
 
     def close(self, timeout: float = 0.0) -> None:
         """Take every name away and wait up to `timeout` seconds for each one's leases."""

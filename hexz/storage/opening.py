@@ -37,11 +37,6 @@ class RemoteAccess:
                 self._stores = self._stores or made
         return self._stores
 
-    @property
-    def used(self) -> Stores | None:
-        """The servers, if any was needed so far."""
-        return self._stores
-
     def server_figures(self) -> Sequence[ServerFigures]:
         """What the servers cost so far."""
         return [server.figures() for server in self._stores.servers()] if self._stores is not None else ()

@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 
 from hexz.errors import OriginChanged
-from hexz.storage.remote import RemoteSettings, StoreNames
-from tests.peers import write_secret
+from hexz.storage.remote import RemoteSettings
+from hexz.storage.remote.settings import DEADLINE_S
 from tests.remote.clusters import STORAGE, Cluster, ceph, swift
 from tests.remote.reading import opened, read
 from tests.remote.stores import BUCKET, Store, azurite
 from tests.remote.test_stores import another, ask
+from tests.remote.test_stores_read import settings_of
 from tests.remote.test_vectors import ALL, Address, compare_served, keys, reach, samples
 
 __all__ = ["keys", "reach", "samples"]  # fixtures
@@ -82,15 +83,13 @@ def test_a_cluster_gets_over_one_that_is_frozen(cluster: Cluster, data: bytes) -
     assert all(parts(cluster.store, data)) and cluster.memory().keys() >= set(STORAGE)
 
 
-def settings_of(store: Store, folder: Path) -> RemoteSettings:
-    text = f"[default]\naws_access_key_id = {store.access_key}\naws_secret_access_key = {store.secret}\n"
-    path = write_secret(folder / "keys", text)
-    return RemoteSettings(StoreNames(store.endpoint, store.region), str(path), speculation=0.0)
+def patient(store: Store, folder: Path) -> RemoteSettings:
+    return settings_of(store, folder)._replace(deadline_s=DEADLINE_S, speculation=0.0)
 
 
 def test_a_snapshot_is_read_while_servers_die_and_freeze(cluster: Cluster, image: bytes, tmp_path: Path) -> None:
     store = cluster.store
-    with opened(store.s3_uri("snap.hxz"), settings_of(store, tmp_path)) as snapshot:
+    with opened(store.s3_uri("snap.hxz"), patient(store, tmp_path)) as snapshot:
         third = len(image) // 3 // PART_BYTES * PART_BYTES
         for begin, harm, heal in (
             (0, None, None),
@@ -112,7 +111,7 @@ def test_a_snapshot_that_is_replaced_in_a_cluster_is_an_error_for_good(
 ) -> None:
     store = cluster.store
     store.put("later.hxz", data)
-    with opened(store.s3_uri("later.hxz"), settings_of(store, tmp_path)) as snapshot:
+    with opened(store.s3_uri("later.hxz"), patient(store, tmp_path)) as snapshot:
         assert read(snapshot, 0, PART_BYTES) == image[:PART_BYTES]
         store.put("later.hxz", another(data))
         for _ in range(2):

@@ -19,6 +19,7 @@ __all__ = [
     "Version",
     "check_span",
     "check_version",
+    "is_encoded",
     "is_part",
     "parse_reply_head",
     "total_of",
@@ -123,7 +124,7 @@ def check_span(head: ReplyHead, start: int | None, length: int, pinned: Version 
     said = head.headers
     if not is_part(head):
         raise NoSpan(f"it answered {head.status} to a range")
-    if said.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
+    if is_encoded(head):
         raise NoSpan(f"the answer is encoded ({said['content-encoding'][:32]!r}), although that was not asked for")
     place = _CONTENT_RANGE.fullmatch(said.get("content-range", ""))
     if place is None:
@@ -138,6 +139,11 @@ def check_span(head: ReplyHead, start: int | None, length: int, pinned: Version 
     if head.length is not None and head.length != last + 1 - first:
         raise NoSpan(f"the answer has {head.length} bytes, its range {last + 1 - first}")
     return ReplySpan(first, last + 1 - first, version)
+
+
+def is_encoded(head: ReplyHead) -> bool:
+    """Whether the body is not the bytes themselves (RFC 9110 section 8.4)."""
+    return head.headers.get("content-encoding", "identity").strip().lower() not in ("", "identity")
 
 
 def is_part(head: ReplyHead) -> bool:

@@ -200,7 +200,7 @@ class RemoteFile:
                     self.reads.fail()
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    def will_need(self, ranges: Iterable[tuple[int, int]], urgency: Urgency = Urgency.SOON) -> None:
+    def will_need(self, ranges: Iterable[tuple[int, int]]) -> None:
         """Fetch these spans (start, end) in the background; neighbours together, where little lies between them.
 
         What finds no room is left out, and so is what is on the disk.
@@ -214,7 +214,7 @@ class RemoteFile:
                         break
                     fresh.append(self._table.add(start, stop, ahead=True))
         for span in fresh:
-            self._queue(span, urgency)
+            self._queue(span)
 
     def forget(self, offset: int, length: int) -> None:
         """Let the next read of these bytes fetch them anew: what came between damaged them, perhaps."""
@@ -382,13 +382,13 @@ class RemoteFile:
                 for at in range(*wide, LARGEST):
                     fresh.append(self._table.add(at, min(wide[1], at + LARGEST), ahead=False))
         for span in fresh[1:]:
-            self._queue(span, Urgency.SOON)
+            self._queue(span)
 
-    def _queue(self, span: FetchedSpan, urgency: Urgency) -> None:
+    def _queue(self, span: FetchedSpan) -> None:
         def fetch() -> None:
             self._fetch_ahead(span)
 
-        if not self.lane.fetchers.offer(fetch, urgency, span.end - span.start >= LONG):
+        if not self.lane.fetchers.offer(fetch, Urgency.SOON, span.end - span.start >= LONG):
             with self._table.lock:
                 if span.state is SpanState.QUEUED:
                     self._table.failed(span)

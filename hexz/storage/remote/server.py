@@ -16,7 +16,16 @@ from hexz import __version__
 from hexz.errors import OriginChanged, OriginError, OriginTimeout, UsageError
 from hexz.metrics.figures import ServerFigures
 from hexz.protocol.http.errors import NoSpan, OtherVersion, ReplyError
-from hexz.protocol.http.reply import ReplySpan, Version, check_span, check_version, is_part, total_of, version_of
+from hexz.protocol.http.reply import (
+    ReplySpan,
+    Version,
+    check_span,
+    check_version,
+    is_encoded,
+    is_part,
+    total_of,
+    version_of,
+)
 from hexz.protocol.s3.client import Keys, Signer, region_wanted, said
 from hexz.storage.remote.errors import Hidden, Passing, Stale
 from hexz.storage.remote.fetchers import Fetchers
@@ -264,7 +273,7 @@ class _Attempt:
         server, held = self.server, self.server.elsewhere.get(place)
         if held is not None and held[1] > clock():
             place = held[0]
-            server = self.server.other(place.origin) if place.origin != self.server.origin else self.server
+            server = self._server_of(place)
         while True:
             keys = server.credentials.get() if place.signed else None
             signer = server.signer_of(place)
@@ -281,7 +290,7 @@ class _Attempt:
                     place = redirected(place, reply.head.headers.get("location", ""))
                 except UsageError as error:
                     raise self.trouble(OriginError, f"a redirect is not followed: {error}") from None
-                server = self.server if place.origin == self.server.origin else self.server.other(place.origin)
+                server = self._server_of(place)
                 continue
             if held is not None and not redirects and status in (400, 401, 403, 404, 410):
                 # The way led there before, and does not any more: presigned addresses expire.
@@ -291,21 +300,21 @@ class _Attempt:
                 self.server.note_elsewhere(self.wanted.place, place)
             return fetched
 
+    def _server_of(self, place: RemotePlace) -> Server:
+        return self.server if place.origin == self.server.origin else self.server.other(place.origin)
+
     def _ask(self, server: Server, place: RemotePlace, keys: Keys | None, signer: Signer) -> Reply:
         request = server.request(place, self.wanted, keys, signer)
-        inside = place.origin != self.wanted.place.origin and not self._trusted(place)
+        # A redirect to another port or scheme of the same host shows nobody anything new.
+        public_only = place.origin.host != self.wanted.place.origin.host
         if not server.places.acquire(timeout=max(0.0, self.deadline - clock())):
             raise self.trouble(OriginTimeout, f"{MAX_IN_FLIGHT} requests are under way and none ended in time")
         server.measured.begin()
         try:
-            return self._exchange(server, request, inside)
+            return self._exchange(server, request, public_only)
         finally:
             server.measured.end()
             server.places.release()
-
-    def _trusted(self, place: RemotePlace) -> bool:
-        """A redirect to another port or scheme of the same host shows nobody anything new."""
-        return place.origin.host == self.wanted.place.origin.host
 
     def _exchange(self, server: Server, request: bytes, public_only: bool) -> Reply:
         connection = None
@@ -316,7 +325,8 @@ class _Attempt:
             reply = connection.get(request, self.wanted.length, self.deadline, self.stall_s)
             server.measured.note(asked, reply.first, clock(), len(reply.body))
         except Stale:
-            self._close(connection)
+            if connection is not None:
+                connection.close()
             self.stale += 1
             if self.stale == 2:
                 server.pool.drop_idle()
@@ -324,11 +334,13 @@ class _Attempt:
         except Hidden as error:
             raise self.trouble(OriginError, str(error)) from None
         except ssl.SSLCertVerificationError as error:
-            self._close(connection)
+            if connection is not None:
+                connection.close()
             reason = f"its certificate is not trusted ({error.verify_message}): give --ca-file if it should be"
             raise self.trouble(OriginError, reason) from None
         except (OSError, ReplyError) as error:
-            self._close(connection)
+            if connection is not None:
+                connection.close()
             if isinstance(error, (TimeoutError, socket.timeout)):  # two classes before Python 3.10
                 # The others that are kept lead to the same frozen machine; and some servers are slow for long.
                 server.pool.drop_idle()
@@ -336,16 +348,11 @@ class _Attempt:
             said_by = getattr(error, "strerror", None) or str(error) or type(error).__name__
             raise Passing(f"{server.origin.authority}: {said_by}") from None
         except BaseException:
-            self._close(connection)
+            if connection is not None:
+                connection.close()
             raise
         server.pool.give(connection)
         return reply
-
-    @staticmethod
-    def _close(connection: object) -> None:
-        close = getattr(connection, "close", None)
-        if close is not None:
-            close()
 
     def _judge(self, server: Server, place: RemotePlace, keys: Keys | None, signer: Signer, reply: Reply) -> Fetched:
         """What the answer is worth.  Raises: Passing, OriginError."""
@@ -387,8 +394,7 @@ class _Attempt:
             empty = self.trouble(OriginError, "it is empty")  # of which no server can give a range
             empty.status = 416
             raise empty
-        identity = head.headers.get("content-encoding", "identity").strip().lower() in ("", "identity")
-        if head.length is not None and head.length == len(body) and identity and wanted.pinned is not None:
+        if head.length is not None and head.length == len(body) and not is_encoded(head) and wanted.pinned is not None:
             version = version_of(head, len(body))
             start = max(len(body) - wanted.length, 0) if wanted.start is None else wanted.start
             data = body[start : start + wanted.length]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
 import threading
 
 from hexz.errors import ConfigError
 from hexz.secretfile import read_secret_lines
+from hexz.storage.remote.keys.files import Mark, mark_at
 from hexz.storage.remote.places import OriginName
 
 __all__ = ["HostTokens"]
@@ -25,20 +25,20 @@ class HostTokens:
         """Raises: ConfigError."""
         self._path = path
         self._lock = threading.Lock()  # guards the two below
-        self._seen: tuple[int, int, int] | None = None
+        self._seen: Mark = None
         self._tokens: dict[str, str] = {}
         if path is not None:
-            self._tokens, self._seen = _read(path), _stamp(path)
+            self._tokens, self._seen = _read(path), mark_at(path)
 
     def of(self, origin: OriginName) -> str | None:
         """The token for a server: of ``HOST:PORT``, or of ``HOST``.  A file that cannot be read leaves the old ones."""
         if self._path is None:
             return None
-        stamp = _stamp(self._path)
+        mark = mark_at(self._path)
         with self._lock:
-            fresh = stamp is not None and stamp != self._seen
+            fresh = mark is not None and mark != self._seen
             if fresh:
-                self._seen = stamp
+                self._seen = mark
         if fresh:
             try:
                 tokens = _read(self._path)
@@ -49,14 +49,6 @@ class HostTokens:
                     self._tokens = tokens
         tokens = self._tokens
         return tokens.get(f"{origin.host}:{origin.port}") or tokens.get(origin.host)
-
-
-def _stamp(path: str) -> tuple[int, int, int] | None:
-    try:
-        status = os.stat(path)
-    except OSError:
-        return None
-    return status.st_mtime_ns, status.st_ino, status.st_size
 
 
 def _read(path: str) -> dict[str, str]:
